@@ -1,1 +1,8 @@
-//! (room header)
+//! Freeze and hold, dump, plan, apply.
+
+pub mod options;
+pub mod freeze;
+pub mod hold;
+pub mod dump;
+pub mod plan;
+pub mod apply;

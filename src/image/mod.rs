@@ -1,1 +1,1 @@
-//! (room header)
+//! Bytes to records and back: CRIU's image format 1.1.

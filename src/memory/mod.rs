@@ -1,1 +1,1 @@
-//! (room header)
+//! Page contents: which exist, where they come from, who serves them.

@@ -1,1 +1,1 @@
-//! (room header)
+//! Phases, journal, source, destination, switch-over.

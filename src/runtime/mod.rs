@@ -1,1 +1,3 @@
-//! (room header)
+//! What an OCI runtime knows about a container.
+
+pub mod runc;

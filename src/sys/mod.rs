@@ -1,1 +1,23 @@
-//! (room header)
+//! The only room with `unsafe`: one kernel facility a file, its man page cited,
+//! `OwnedFd` in and out, ABI structs proven by const assertions, and run-time
+//! probes instead of kernel versions.
+
+#![allow(unsafe_code)]
+
+pub mod ptrace;
+pub mod steer;
+pub mod clone;
+pub mod pidfd;
+pub mod procfs;
+pub mod vm;
+pub mod kcmp;
+pub mod uffd;
+pub mod pagemap;
+pub mod sched;
+pub mod features;
+pub mod ns;
+pub mod mounts;
+pub mod cgroup;
+pub mod netlink;
+pub mod socket;
+pub mod fdops;

@@ -1,1 +1,1 @@
-//! (room header)
+//! Our protocol: frames, a sans-IO session, transport beside it.

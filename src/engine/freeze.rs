@@ -1,0 +1,1 @@
+//! Stopping a tree of tasks, and letting it go.

@@ -1,0 +1,1 @@
+//! Tasks that outlive us frozen: the hold cgroup.

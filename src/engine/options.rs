@@ -1,0 +1,120 @@
+//! What a caller may ask of a dump or a restore, after parsing. The faces fill
+//! these in from CRIU's command line, its RPC, or our own migration.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::base::{HostPid, Result};
+
+/// What dump and restore have in common.
+#[derive(Debug, Default)]
+pub struct Common {
+    /// `--tcp-established`.
+    pub tcp_established: bool,
+    /// `--ext-unix-sk`.
+    pub ext_unix_sk: bool,
+    /// `--shell-job`: session and terminal may lie outside the tree.
+    pub shell_job: bool,
+    /// `--file-locks`.
+    pub file_locks: bool,
+    /// `--external`: `mnt[KEY]:VAL`, `net[INO]:KEY`, `file[..]`, `tty[..]`, `dev[..]`, as typed.
+    pub external: Vec<String>,
+    /// `--ext-mount-map` / RPC ext_mnt: at dump mountpoint to key, at restore key to host source.
+    pub ext_mnt: Vec<(String, String)>,
+    /// `--skip-mnt`.
+    pub skip_mnt: Vec<PathBuf>,
+    /// `--root`: where the container's root file system is mounted.
+    pub root: Option<PathBuf>,
+    /// `--manage-cgroups`.
+    pub cgroups: CgroupMode,
+    /// `--cgroup-root [CTRL:]PATH`.
+    pub cg_root: Vec<(Option<String>, String)>,
+    /// `--empty-ns`: CLONE_NEW* bits of namespaces whose content is not carried.
+    pub empty_ns: u64,
+}
+
+/// How control group properties are carried; CRIU's words.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupMode {
+    /// Membership and properties are not touched.
+    Ignore,
+    /// Directories are made where missing; properties only of those we made.
+    #[default]
+    Soft,
+    /// Directories are made, no properties.
+    None,
+    /// Properties only.
+    Props,
+    /// As soft, properties always.
+    Full,
+    /// Directories must not exist.
+    Strict,
+}
+
+/// A dump.
+#[derive(Debug)]
+pub struct Dump {
+    /// What both directions share.
+    pub common: Common,
+    /// The root of the tree.
+    pub pid: HostPid,
+    /// `--freeze-cgroup`: the cgroup directory whose tasks are the tree.
+    pub freeze_cgroup: Option<PathBuf>,
+    /// `--lazy-pages`: pages stay in the tasks.
+    pub lazy: bool,
+}
+
+/// A restore.
+#[derive(Debug)]
+pub struct Restore {
+    /// What both directions share.
+    pub common: Common,
+    /// RPC `rst_sibling`: the root becomes our sibling (CLONE_PARENT), not our child.
+    pub sibling: bool,
+    /// RPC inherit_fd / `--inherit-fd`: key (`pipe:[INO]`, `extRootNetNS`, path) to descriptor.
+    pub inherit: Vec<(String, OwnedFd)>,
+    /// `--join-ns`: kind, file or pid, extra.
+    pub join_ns: Vec<(String, String, Option<String>)>,
+    /// Anonymous memory is filled by a page server after the resume.
+    pub lazy: bool,
+}
+
+/// Points of a restore or dump at which the caller is told; CRIU's action
+/// script names. The number is the root task's pid where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// `pre-dump`.
+    PreDump,
+    /// `post-dump`.
+    PostDump,
+    /// `pre-restore`.
+    PreRestore,
+    /// `post-restore`: everything is built, nothing runs.
+    PostRestore,
+    /// `network-lock`.
+    NetworkLock,
+    /// `network-unlock`.
+    NetworkUnlock,
+    /// `setup-namespaces`: the root task exists in its namespaces, mounts are not made.
+    SetupNamespaces,
+    /// `post-setup-namespaces`.
+    PostSetupNamespaces,
+    /// `pre-resume`.
+    PreResume,
+    /// `post-resume`.
+    PostResume,
+    /// `query-ext-files`.
+    QueryExtFiles,
+    /// `orphan-pts-master`.
+    OrphanPtsMaster,
+}
+
+/// Who is told about stages: RPC notifications, action scripts, a migration.
+pub trait Observer {
+    /// Called at `stage`; an error aborts the job. `root` is the root task as
+    /// the host sees it, where it exists.
+    ///
+    /// # Errors
+    /// Whatever the receiver of the notice answers.
+    fn at(&mut self, stage: Stage, root: Option<HostPid>) -> Result<()>;
+}

@@ -1,0 +1,1 @@
+//! Records to ordered steps per task; pure.

@@ -1,0 +1,1 @@
+//! Membership in control groups and their properties.

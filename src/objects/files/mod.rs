@@ -1,0 +1,1 @@
+//! Descriptor tables and every kind of open file.

@@ -1,0 +1,1 @@
+//! Mount, pid, net, uts, ipc, cgroup, time and user namespaces.

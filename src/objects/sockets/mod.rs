@@ -1,0 +1,1 @@
+//! Unix, TCP, UDP, netlink and packet sockets.

@@ -1,0 +1,1 @@
+//! The state that runc keeps of a container.

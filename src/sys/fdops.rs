@@ -1,0 +1,1 @@
+//! Small calls on descriptors: fcntl, tee, splice, timerfd, memfd.

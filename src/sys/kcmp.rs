@@ -1,0 +1,1 @@
+//! kcmp(2): are two kernel objects the same.

@@ -1,0 +1,1 @@
+//! rtnetlink, sock_diag(7), nfnetlink.

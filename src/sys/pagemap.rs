@@ -1,0 +1,1 @@
+//! /proc/PID/pagemap and PAGEMAP_SCAN.

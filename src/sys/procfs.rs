@@ -1,0 +1,1 @@
+//! Parsers of /proc/PID/{stat,status,maps,smaps,fdinfo,...}: proc(5).

@@ -1,0 +1,1 @@
+//! ptrace(2) as typestate: a stopped tracee is a value; resuming consumes it.

@@ -1,0 +1,1 @@
+//! sched_setattr(2), sched_getattr(2), priorities.

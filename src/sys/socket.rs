@@ -1,0 +1,1 @@
+//! Socket options, peeking, SCM_RIGHTS, TCP_REPAIR.

@@ -1,0 +1,1 @@
+//! The system-call loop: records in, results out, run inside a stopped task.

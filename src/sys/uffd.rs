@@ -1,0 +1,1 @@
+//! userfaultfd(2) with all its events and ioctls.
