@@ -6,3 +6,4 @@ pub mod hold;
 pub mod dump;
 pub mod plan;
 pub mod apply;
+pub mod restore;

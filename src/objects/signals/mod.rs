@@ -1,1 +1,4 @@
 //! Actions, masks, pending queues, alternate stacks.
+
+pub mod capture;
+pub mod rebuild;

@@ -1,1 +1,4 @@
 //! Interval timers and POSIX timers.
+
+pub mod capture;
+pub mod rebuild;

@@ -1,0 +1,1 @@
+//! Uids, groups, capabilities, securebits, no_new_privs. Capture.

@@ -1,0 +1,1 @@
+//! The memory map: areas, their kinds, brk, arguments, auxv, exe. Rebuild.

@@ -1,0 +1,1 @@
+//! Resource limits, read without CAP_SYS_RESOURCE. Capture.

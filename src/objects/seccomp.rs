@@ -1,1 +1,0 @@
-//! Seccomp mode and filters.

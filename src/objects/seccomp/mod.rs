@@ -1,0 +1,4 @@
+//! Seccomp mode and filters.
+
+pub mod capture;
+pub mod rebuild;

@@ -1,0 +1,1 @@
+//! Seccomp mode and filters. Rebuild.

@@ -1,0 +1,1 @@
+//! Actions, masks, pending queues, alternate stacks. Capture.

@@ -1,0 +1,1 @@
+//! The process tree: pids, sessions, groups, zombies, comm, exe, personality. Rebuild.

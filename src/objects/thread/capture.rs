@@ -1,0 +1,1 @@
+//! Registers, extended state, rseq, robust lists, interrupted system calls. Capture.

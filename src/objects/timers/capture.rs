@@ -1,0 +1,1 @@
+//! Interval timers and POSIX timers. Capture.

@@ -1,1 +1,0 @@
-//! The vDSO and its data areas.

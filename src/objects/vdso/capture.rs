@@ -1,0 +1,1 @@
+//! The vDSO and its data areas. Capture.

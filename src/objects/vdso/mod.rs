@@ -1,0 +1,4 @@
+//! The vDSO and its data areas.
+
+pub mod capture;
+pub mod rebuild;
