@@ -8,6 +8,7 @@ pub mod ptrace;
 pub mod steer;
 pub mod clone;
 pub mod pidfd;
+pub mod poll;
 pub mod procfs;
 pub mod vm;
 pub mod kcmp;
@@ -21,3 +22,7 @@ pub mod cgroup;
 pub mod netlink;
 pub mod socket;
 pub mod fdops;
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub(crate) mod testing;
