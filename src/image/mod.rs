@@ -1,1 +1,19 @@
 //! Bytes to records and back: CRIU's image format 1.1.
+//!
+//! An image is a directory. Its small files are held in memory as a [`Set`], so
+//! that one and the same value goes to disk or over a connection, and nothing of
+//! it touches a disk while a container is stopped. Page contents are too large
+//! for that: [`pages`] reads and writes them as streams.
+//!
+//! Everything here reads bytes that may have been damaged or forged: a decoder
+//! returns an error that names file and record, never panics, and never sizes an
+//! allocation by a number that it has read.
+
+mod frame;
+mod kind;
+pub mod records;
+mod set;
+
+pub use frame::Entry;
+pub use kind::{IdForm, Kind, Magic};
+pub use set::Set;
