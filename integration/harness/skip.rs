@@ -1,0 +1,86 @@
+//! A test that cannot run says so; in CI only those on the list may.
+
+use std::io::Write as _;
+use std::path::Path;
+
+/// What a test may need of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Root,
+    Runc,
+    Gcc,
+    Crossed,
+}
+
+/// The first of `needs` that is not here, in words.
+pub fn missing(needs: &[Need]) -> Option<String> {
+    needs.iter().find_map(|need| match need {
+        Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
+        Need::Runc => tool("runc"),
+        Need::Gcc => tool("gcc"),
+        Need::Crossed => super::criu()
+            .is_none()
+            .then(|| "no CRIU to cross with (set CRIU=/path)".to_owned()),
+    })
+}
+
+fn tool(name: &str) -> Option<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(name).is_file());
+    (!found).then(|| format!("{name} is not installed"))
+}
+
+/// Says that this test is skipped. Past libtest's capture, so that it is read.
+///
+/// # Panics
+/// In CI (`CI` set and not `false`), unless `integration/allowed-skips.txt` lists the test.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
+    let in_ci = std::env::var("CI").is_ok_and(|ci| !ci.is_empty() && ci != "false" && ci != "0");
+    if in_ci {
+        let list = super::top().join("integration/allowed-skips.txt");
+        assert!(
+            allowed(&list, test),
+            "{test} was skipped ({why}), and integration/allowed-skips.txt does not list it"
+        );
+    }
+}
+
+fn allowed(list: &Path, test: &str) -> bool {
+    std::fs::read_to_string(list)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split('#').next()?.split_whitespace().next())
+        .any(|name| match name.strip_suffix('*') {
+            Some(prefix) => test.starts_with(prefix),
+            None => name == test,
+        })
+}
+
+/// Ends the test with `skipped: why`.
+#[macro_export]
+macro_rules! skip {
+    ($($why:tt)*) => {{
+        $crate::harness::skipped(&format!($($why)*));
+        return;
+    }};
+}
+
+/// Ends the test with `skipped:` unless everything named is here.
+#[macro_export]
+macro_rules! needs {
+    (@one root) => { $crate::harness::Need::Root };
+    (@one runc) => { $crate::harness::Need::Runc };
+    (@one gcc) => { $crate::harness::Need::Gcc };
+    (@one crossed) => { $crate::harness::Need::Crossed };
+    ($($need:ident),+ $(,)?) => {
+        if let Some(why) = $crate::harness::missing(&[$($crate::needs!(@one $need)),+]) {
+            $crate::harness::skipped(&why);
+            return;
+        }
+    };
+}
