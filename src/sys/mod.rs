@@ -21,6 +21,7 @@ pub mod mounts;
 pub mod cgroup;
 pub mod netlink;
 pub mod socket;
+pub mod sock_diag;
 pub mod fdops;
 
 #[cfg(test)]
