@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cpu;
 pub mod ptrace;
 pub mod steer;
 pub mod clone;

@@ -93,6 +93,12 @@ pub struct Stopped {
 /// General registers, the kernel's `struct user_regs_struct`.
 pub type Regs = libc::user_regs_struct;
 
+/// Registers that are all zero.
+pub fn zero_regs() -> Regs {
+    // SAFETY: user_regs_struct is plain integers; zero is a valid value.
+    unsafe { mem::zeroed() }
+}
+
 /// Where the kernel keeps the restartable-sequences area of a thread:
 /// `struct ptrace_rseq_configuration`.
 #[repr(C)]
@@ -264,8 +270,7 @@ impl Stopped {
     /// # Errors
     /// ESRCH if it was killed.
     pub fn regs(&self) -> Result<Regs> {
-        // SAFETY: user_regs_struct is plain integers; zero is a valid value.
-        let mut regs: Regs = unsafe { mem::zeroed() };
+        let mut regs = zero_regs();
         let mut iov = libc::iovec {
             iov_base: (&raw mut regs).cast(),
             iov_len: mem::size_of::<Regs>(),
@@ -532,6 +537,20 @@ impl Stopped {
     /// The options it was seized with.
     pub fn options(&self) -> Options {
         self.options
+    }
+
+    /// Delivers the signal that it is stopped at, and lets it run, still seized.
+    ///
+    /// # Errors
+    /// ESRCH if it was killed.
+    pub fn deliver(self, signal: i32) -> Result<Seized> {
+        let data = usize::try_from(signal).unwrap_or(0);
+        ptrace(libc::PTRACE_CONT, self.tid, 0, data).map_err(|e| self.err("continue", e))?;
+        Ok(Seized {
+            tid: self.tid,
+            options: self.options,
+            _thread: PhantomData,
+        })
     }
 
     /// Lets it run, still seized.

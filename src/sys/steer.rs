@@ -597,13 +597,29 @@ impl Steered {
         })
     }
 
-    /// A new thread of the same address space, at its first stop. It may only
-    /// run batches while no other thread of the space does.
+    /// Another thread of the same address space. It may only run batches while
+    /// no other thread of the space does.
     ///
     /// # Errors
-    /// If its memory cannot be opened.
-    pub fn thread(task: Stopped, leader: &Self) -> Result<Self> {
-        Self::inherited(task, leader)
+    /// If its memory cannot be opened, or it died.
+    pub fn thread(mut task: Stopped, leader: &Self) -> std::result::Result<Self, (Stopped, Error)> {
+        let prepare = |task: &mut Stopped| -> Result<(Regs, u64, File)> {
+            let (saved, mask) = (task.regs()?, task.sigmask()?);
+            let mem = mem_file(task.tid())?;
+            task.set_sigmask(STEER_MASK)?;
+            Ok((saved, mask, mem))
+        };
+        match prepare(&mut task) {
+            Ok((saved, mask, mem)) => Ok(Self {
+                task,
+                saved,
+                mask,
+                mapping: leader.mapping,
+                insn: leader.insn,
+                mem,
+            }),
+            Err(e) => Err((task, e)),
+        }
     }
 
     /// Where the loop lies.

@@ -1,1 +1,364 @@
-//! Registers, extended state, rseq, robust lists, interrupted system calls. Capture.
+//! What a stopped thread is: registers, extended state, and the facts that only
+//! the thread itself can ask.
+//!
+//! Order matters. An injected call clears `rseq_cs` and ends an interrupted
+//! system call's `orig_rax`, so [`settle`] looks at both right after the stop,
+//! before anything is injected, and leaves registers from which the thread can
+//! simply go on: in place when it is let go, or elsewhere from an image.
+
+use crate::base::{Error, HostPid, Result, VAddr};
+use crate::image::records::{
+    RseqEntry, ThreadInfoX86, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
+    UserX86XsaveEntry,
+};
+use crate::sys::cpu::{component, xstate_component};
+use crate::sys::ptrace::{Regs, Stopped};
+use crate::sys::vm;
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const SYSCALL_INSN_LEN: u64 = 2;
+const RSEQ_CS_AT: u64 = 8;
+const RSEQ_CS_NO_RESTART_ON_SIGNAL: u32 = 1 << 1;
+const CS_64: u64 = 0x33;
+
+/// A thread's registers as it will go on, and its rseq registration.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// General registers, with interrupted calls rewound.
+    pub regs: Regs,
+    /// The rseq registration, if any.
+    pub rseq: Option<RseqEntry>,
+}
+
+/// What the signal that is about to be delivered does, if there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// No deliverable signal has a handler.
+    None,
+    /// A handler will run, without SA_RESTART.
+    Handler,
+    /// A handler will run, with SA_RESTART.
+    RestartingHandler,
+}
+
+/// Reads the registers of a thread that has just stopped, rewinds an
+/// interrupted system call, aborts an interrupted rseq critical section, and
+/// sets the result as its registers.
+///
+/// # Errors
+/// 32-bit code is refused; an unreadable rseq area is an error.
+pub fn settle(task: &mut Stopped, delivery: Delivery) -> Result<Settled> {
+    let tid = task.tid();
+    let mut regs = task.regs()?;
+    if regs.cs != CS_64 {
+        return Err(Error::refused(
+            format!("task {tid}"),
+            "it runs 32-bit code, which is not carried",
+        ));
+    }
+    rewind(tid, &mut regs, delivery);
+    let rseq = rseq(task, &mut regs)?;
+    task.set_regs(&regs)?;
+    Ok(Settled { regs, rseq })
+}
+
+fn rewind(tid: HostPid, regs: &mut Regs, delivery: Delivery) {
+    let Ok(nr) = i64::try_from(regs.orig_rax) else {
+        return;
+    };
+    let rewind = match (regs.rax.cast_signed(), delivery) {
+        (ERESTARTNOINTR, _) | (ERESTARTSYS, Delivery::RestartingHandler) => true,
+        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, Delivery::None) => true,
+        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, _) => false,
+        // our stop is the only reason why these end early: the program must not see it
+        (e, Delivery::None) if e == -i64::from(libc::EINTR) && ends_at_any_stop(nr) => true,
+        _ => return,
+    };
+    if !rewind {
+        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+        regs.orig_rax = u64::MAX;
+        return;
+    }
+    if regs.rax.cast_signed() == ERESTART_RESTARTBLOCK {
+        // the kernel has stored the time that is left where the caller wanted it
+        match nr {
+            libc::SYS_nanosleep if regs.rsi != 0 => regs.rdi = regs.rsi,
+            libc::SYS_clock_nanosleep if regs.r10 != 0 => regs.rdx = regs.r10,
+            _ => {}
+        }
+    }
+    tracing::debug!(tid = tid.0, nr, "rewound an interrupted system call");
+    regs.rax = regs.orig_rax;
+    regs.rip = regs.rip.wrapping_sub(SYSCALL_INSN_LEN);
+    regs.orig_rax = u64::MAX;
+}
+
+/// Calls that return EINTR at a mere stop, signal(7), "Interruption of system
+/// calls and library functions by stop signals".
+fn ends_at_any_stop(nr: i64) -> bool {
+    matches!(
+        nr,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_io_getevents
+            | libc::SYS_read
+            | libc::SYS_write
+    )
+}
+
+fn rseq(task: &Stopped, regs: &mut Regs) -> Result<Option<RseqEntry>> {
+    let tid = task.tid();
+    let conf = match task.rseq() {
+        Ok(conf) => conf,
+        // no such request: a kernel that cannot tell
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if conf.abi_pointer == 0 {
+        return Ok(None);
+    }
+    let mut word = [0u8; 8];
+    vm::read(
+        tid,
+        VAddr(conf.abi_pointer.wrapping_add(RSEQ_CS_AT)),
+        &mut word,
+    )?;
+    let cs = u64::from_le_bytes(word);
+    let mut keep = None;
+    if cs != 0 {
+        let mut raw = [0u8; 32];
+        vm::read(tid, VAddr(cs), &mut raw)?;
+        let at = |n: usize| {
+            raw.get(n..n + 8)
+                .and_then(|b| b.try_into().ok())
+                .map_or(0, u64::from_le_bytes)
+        };
+        let flags = u32::try_from(at(0) >> 32).unwrap_or(0);
+        let (start, len, abort) = (at(8), at(16), at(24));
+        if regs.rip.wrapping_sub(start) < len {
+            if flags & RSEQ_CS_NO_RESTART_ON_SIGNAL == 0 {
+                tracing::debug!(tid = tid.0, "aborted an interrupted rseq section");
+                regs.rip = abort;
+            } else {
+                keep = Some(cs);
+            }
+        }
+    }
+    Ok(Some(RseqEntry {
+        rseq_abi_pointer: conf.abi_pointer,
+        rseq_abi_size: conf.abi_size,
+        signature: conf.signature,
+        rseq_cs_pointer: keep,
+    }))
+}
+
+/// General registers as a record.
+pub fn gpregs(r: &Regs) -> UserX86RegsEntry {
+    UserX86RegsEntry {
+        r15: r.r15,
+        r14: r.r14,
+        r13: r.r13,
+        r12: r.r12,
+        bp: r.rbp,
+        bx: r.rbx,
+        r11: r.r11,
+        r10: r.r10,
+        r9: r.r9,
+        r8: r.r8,
+        ax: r.rax,
+        cx: r.rcx,
+        dx: r.rdx,
+        si: r.rsi,
+        di: r.rdi,
+        orig_ax: r.orig_rax,
+        ip: r.rip,
+        cs: r.cs,
+        flags: r.eflags,
+        sp: r.rsp,
+        ss: r.ss,
+        fs_base: r.fs_base,
+        gs_base: r.gs_base,
+        ds: r.ds,
+        es: r.es,
+        fs: r.fs,
+        gs: r.gs,
+        mode: Some(UserX86RegsMode::Native as i32),
+    }
+}
+
+/// Components of the extended state that CRIU's record has a place for.
+const CARRIED: u64 = (1 << component::X87)
+    | (1 << component::SSE)
+    | (1 << component::YMM)
+    | (1 << component::BNDREGS)
+    | (1 << component::BNDCSR)
+    | (1 << component::OPMASK)
+    | (1 << component::ZMM_HI256)
+    | (1 << component::HI16_ZMM)
+    | (1 << component::PKRU);
+
+/// Registers of a thread as a record. The second value is the raw extended
+/// state where it holds more than the record can (AMX).
+///
+/// # Errors
+/// If the extended state is shorter than its own header says.
+pub fn thread_info(
+    task: &Stopped,
+    regs: &Regs,
+    clear_tid_addr: u64,
+) -> Result<(ThreadInfoX86, Option<Vec<u8>>)> {
+    let xstate = task.xstate()?;
+    let (fpregs, rest) = fpregs(&xstate).ok_or_else(|| {
+        Error::bug(
+            format!("read extended state of task {}", task.tid()),
+            "it is shorter than this CPU's",
+        )
+    })?;
+    let info = ThreadInfoX86 {
+        clear_tid_addr,
+        gpregs: gpregs(regs),
+        fpregs,
+        tls: Vec::new(),
+    };
+    Ok((info, rest.then_some(xstate)))
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes
+        .chunks_exact(4)
+        .filter_map(|c| c.try_into().ok())
+        .map(u32::from_le_bytes)
+        .collect()
+}
+
+fn fpregs(x: &[u8]) -> Option<(UserX86FpregsEntry, bool)> {
+    let u16_at = |n: usize| {
+        x.get(n..n + 2)?
+            .try_into()
+            .ok()
+            .map(u16::from_le_bytes)
+            .map(u32::from)
+    };
+    let u32_at = |n: usize| x.get(n..n + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let u64_at = |n: usize| x.get(n..n + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let part = |number: u32, len: usize| -> Option<Vec<u8>> {
+        match xstate_component(number) {
+            // a CPU may report a component larger than its used part
+            Some((offset, size)) => Some(
+                x.get(offset..offset + size.min(len))?
+                    .iter()
+                    .copied()
+                    .chain(std::iter::repeat(0))
+                    .take(len)
+                    .collect(),
+            ),
+            None => Some(vec![0; len]),
+        }
+    };
+    let longs = |bytes: Vec<u8>| -> Vec<u64> {
+        bytes
+            .chunks_exact(8)
+            .filter_map(|c| c.try_into().ok())
+            .map(u64::from_le_bytes)
+            .collect()
+    };
+    let xstate_bv = u64_at(512).unwrap_or(3);
+    let xsave = UserX86XsaveEntry {
+        xstate_bv: xstate_bv & CARRIED,
+        ymmh_space: words(&part(component::YMM, 256)?),
+        bndreg_state: longs(part(component::BNDREGS, 64)?),
+        bndcsr_state: longs(part(component::BNDCSR, 64)?),
+        opmask_reg: longs(part(component::OPMASK, 64)?),
+        zmm_upper: longs(part(component::ZMM_HI256, 512)?),
+        hi16_zmm: longs(part(component::HI16_ZMM, 1024)?),
+        pkru: words(&part(component::PKRU, 8)?),
+        cet: None,
+    };
+    let amx = (1u64 << component::XTILECFG) | (1 << component::XTILEDATA);
+    Some((
+        UserX86FpregsEntry {
+            cwd: u16_at(0)?,
+            swd: u16_at(2)?,
+            twd: u16_at(4)?,
+            fop: u16_at(6)?,
+            rip: u64_at(8)?,
+            rdp: u64_at(16)?,
+            mxcsr: u32_at(24)?,
+            mxcsr_mask: u32_at(28)?,
+            st_space: words(x.get(32..160)?),
+            xmm_space: words(x.get(160..416)?),
+            padding: Vec::new(),
+            xsave: Some(xsave),
+        },
+        xstate_bv & amx != 0,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs(nr: i64, ret: i64) -> Regs {
+        let mut r: Regs = crate::sys::ptrace::zero_regs();
+        r.orig_rax = nr.cast_unsigned();
+        r.rax = ret.cast_unsigned();
+        r.rip = 0x1002;
+        r
+    }
+
+    #[test]
+    fn a_call_that_only_our_stop_interrupted_is_issued_again() {
+        for (nr, ret) in [
+            (libc::SYS_read, -512),
+            (libc::SYS_pause, -514),
+            (libc::SYS_futex, -516),
+            (libc::SYS_epoll_wait, -4),
+        ] {
+            let mut r = regs(nr, ret);
+            rewind(HostPid(1), &mut r, Delivery::None);
+            assert_eq!(
+                (r.rip, r.rax.cast_signed(), r.orig_rax),
+                (0x1000, nr, u64::MAX),
+                "call {nr}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sleep_goes_on_for_the_time_that_was_left() {
+        let mut r = regs(libc::SYS_nanosleep, -516);
+        (r.rdi, r.rsi) = (0x10, 0x20);
+        rewind(HostPid(1), &mut r, Delivery::None);
+        assert_eq!(r.rdi, 0x20);
+    }
+
+    #[test]
+    fn a_pending_handler_sees_the_interruption_that_the_kernel_would_show() {
+        let mut r = regs(libc::SYS_read, -512);
+        rewind(HostPid(1), &mut r, Delivery::Handler);
+        assert_eq!((r.rip, r.rax.cast_signed()), (0x1002, -4));
+        let mut r = regs(libc::SYS_read, -512);
+        rewind(HostPid(1), &mut r, Delivery::RestartingHandler);
+        assert_eq!((r.rip, r.rax.cast_signed()), (0x1000, libc::SYS_read));
+    }
+
+    #[test]
+    fn a_finished_call_keeps_its_result() {
+        let mut r = regs(libc::SYS_write, 5);
+        rewind(HostPid(1), &mut r, Delivery::None);
+        assert_eq!((r.rip, r.rax), (0x1002, 5));
+    }
+}
