@@ -50,3 +50,23 @@ fn a_container_runs_under_runc_and_is_gone_afterwards() {
         assert!(!left.exists(), "{} is left", left.display());
     }
 }
+
+#[test]
+fn the_sample_program_is_right_about_itself_under_runc() {
+    needs!(root, runc);
+    let scratch = Scratch::new("patterns");
+    let runc = Runc::new(&scratch);
+    let program = patterns_program();
+    let args = ["/bin/patterns", "--mib", "32", "--port", "7070"];
+    let bundle = Bundle::new(&scratch, "bundle", &[&program], &args);
+    let status = bundle.rootfs().join("data/status");
+    let mut container = Container::run(&runc, bundle, scratch.name());
+    container.lines.expect("ready", PATIENCE);
+    let init = container.init();
+    container.signal("USR1");
+    wait_file(&status, PATIENCE, |line| line.contains(" acts=1 "));
+    container.signal("TERM");
+    init.wait_gone(PATIENCE);
+    let log = std::fs::read_to_string(status.with_file_name("log")).unwrap();
+    assert!(log.trim_end().ends_with("told to end"), "{log}");
+}
