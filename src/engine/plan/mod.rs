@@ -1,1 +1,4 @@
-//! Records to ordered steps per task; pure.
+//! Records to ordered steps per task; pure: nothing here touches the kernel.
+
+pub mod tree;
+mod world;
