@@ -3,12 +3,15 @@
 
 use super::kind::{COMMON_MAGIC, Kind, Layout, Magic, SERVICE_MAGIC};
 use super::records::{
-    BpfmapDataEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, PipeDataEntry, SkPacketEntry,
-    TcpStreamEntry,
+    self, BpfmapDataEntry, GhostChunkEntry, GhostFileEntry, IpcMsg, IpcMsgEntry, IpcSemEntry,
+    IpcShmEntry, PagemapEntry, PagemapHead, PipeDataEntry, Record, SkPacketEntry, TcpStreamEntry,
 };
 use crate::base::limits::MAX_RECORD;
-use crate::base::{Blame, Error, Result};
+use crate::base::{Error, Result};
 use prost::Message;
+
+/// Most records in a file: a large one decodes to about 2 KiB.
+const MAX_RECORDS: usize = 1 << 20;
 
 /// One record of a file with the bytes that follow it.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,6 +113,9 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         self.index += 1;
+        if self.index > MAX_RECORDS {
+            return Err(self.error("is one more than a file may hold"));
+        }
         let len = self
             .word()
             .ok_or_else(|| self.error("ends within the length"))?;
@@ -121,7 +127,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next record.
-    pub(super) fn next<T: Message + Default>(&mut self) -> Result<Option<T>> {
+    pub(super) fn next<T: Record>(&mut self) -> Result<Option<T>> {
         let Some(bytes) = self.next_bytes()? else {
             return Ok(None);
         };
@@ -129,18 +135,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Decodes the record that was read last.
-    pub(super) fn decode<T: Message + Default>(&self, bytes: &[u8]) -> Result<T> {
-        T::decode(bytes).map_err(|e| {
-            Error::other(
-                Blame::Image,
-                format!("{} record {}", self.name, self.index.saturating_sub(1)),
-                e,
-            )
-        })
+    pub(super) fn decode<T: Record>(&self, bytes: &[u8]) -> Result<T> {
+        records::decode(bytes).map_err(|refused| self.error(refused.to_string()))
     }
 
     /// The next record with what follows it.
-    pub(super) fn next_entry<T: Message + Default>(&mut self) -> Result<Option<Entry<'a, T>>> {
+    pub(super) fn next_entry<T: Record>(&mut self) -> Result<Option<Entry<'a, T>>> {
         let Some(bytes) = self.next_bytes()? else {
             return Ok(None);
         };
@@ -153,13 +153,13 @@ impl<'a> Reader<'a> {
     /// What follows the record `bytes`, which was read last.
     pub(super) fn payload(&mut self, bytes: &[u8]) -> Result<&'a [u8]> {
         match self.kind.layout() {
-            Layout::Records | Layout::Raw => return Ok(&[]),
+            Layout::Records(_) | Layout::Pagemap | Layout::Raw => return Ok(&[]),
             Layout::Ghost => {
                 let rest = self.rest;
                 self.rest = &[];
                 return Ok(rest);
             }
-            Layout::Payload => {}
+            Layout::Payload(_) => {}
         }
         if self.kind == Kind::IpcnsMsg {
             return self.messages(bytes);
@@ -207,6 +207,46 @@ impl<'a> Reader<'a> {
             self.take(padding(len, 8), "padding")?;
         }
         Ok(&start[..start.len() - self.rest.len()])
+    }
+
+    /// Walks to the end, decoding all that is there.
+    pub(super) fn check(mut self) -> Result<()> {
+        match self.kind.layout() {
+            Layout::Raw => {}
+            Layout::Records(check) => {
+                while let Some(bytes) = self.next_bytes()? {
+                    check(&self, bytes)?;
+                }
+            }
+            Layout::Payload(check) => {
+                while let Some(bytes) = self.next_bytes()? {
+                    check(&self, bytes)?;
+                    self.payload(bytes)?;
+                }
+            }
+            Layout::Pagemap => {
+                self.first::<PagemapHead>()?;
+                while self.next::<PagemapEntry>()?.is_some() {}
+            }
+            Layout::Ghost => {
+                let ghost: GhostFileEntry = self.first()?;
+                if ghost.chunks() {
+                    while let Some(chunk) = self.next::<GhostChunkEntry>()? {
+                        let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
+                        self.take(len, "chunk")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next record, which must be there.
+    pub(super) fn first<T: Record>(&mut self) -> Result<T> {
+        match self.next()? {
+            Some(record) => Ok(record),
+            None => Err(Error::image(self.name.as_str(), "holds no record")),
+        }
     }
 
     fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8]> {

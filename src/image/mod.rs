@@ -9,11 +9,16 @@
 //! returns an error that names file and record, never panics, and never sizes an
 //! allocation by a number that it has read.
 
+mod dir;
 mod frame;
 mod kind;
+pub mod pages;
 pub mod records;
 mod set;
+mod verify;
+pub mod vma;
 
 pub use frame::Entry;
 pub use kind::{IdForm, Kind, Magic};
 pub use set::Set;
+pub use verify::{VERSION, task_state};

@@ -1,7 +1,8 @@
 //! The small files of an image directory, in memory.
 
 use super::frame::{self, Entry, Reader};
-use super::kind::{Kind, Layout};
+use super::kind::{Kind, Magic};
+use super::records::Record;
 use crate::base::{Error, Result};
 use prost::Message;
 use std::collections::BTreeMap;
@@ -69,22 +70,19 @@ impl Set {
     /// The first record of a file; `None` if there is no such file.
     ///
     /// Errors: the file is damaged, or has no record.
-    pub fn get<T: Message + Default>(&self, kind: Kind, id: u32) -> Result<Option<T>> {
+    pub fn get<T: Record>(&self, kind: Kind, id: u32) -> Result<Option<T>> {
         let Some(bytes) = self.known.get(&key(kind, id)) else {
             return Ok(None);
         };
-        let name = kind.file_name(id);
-        let first = Reader::new(kind, &name, bytes)?.next()?;
-        match first {
-            Some(record) => Ok(Some(record)),
-            None => Err(Error::image(name, "holds no record")),
-        }
+        Reader::new(kind, &kind.file_name(id), bytes)?
+            .first()
+            .map(Some)
     }
 
     /// The first record of a file that must be there.
     ///
     /// Errors: as [`Set::get`], and no such file.
-    pub fn require<T: Message + Default>(&self, kind: Kind, id: u32) -> Result<T> {
+    pub fn require<T: Record>(&self, kind: Kind, id: u32) -> Result<T> {
         self.get(kind, id)?
             .ok_or_else(|| Error::image(kind.file_name(id), "is not in the image"))
     }
@@ -92,7 +90,7 @@ impl Set {
     /// All records of a file; none if there is no such file.
     ///
     /// Errors: the file is damaged.
-    pub fn all<T: Message + Default>(&self, kind: Kind, id: u32) -> Result<Vec<T>> {
+    pub fn all<T: Record>(&self, kind: Kind, id: u32) -> Result<Vec<T>> {
         let entries = self.entries(kind, id)?;
         Ok(entries.into_iter().map(|entry| entry.record).collect())
     }
@@ -100,7 +98,7 @@ impl Set {
     /// All records of a file with what follows each; none if there is no such file.
     ///
     /// Errors: the file is damaged.
-    pub fn entries<T: Message + Default>(&self, kind: Kind, id: u32) -> Result<Vec<Entry<'_, T>>> {
+    pub fn entries<T: Record>(&self, kind: Kind, id: u32) -> Result<Vec<Entry<'_, T>>> {
         let mut entries = Vec::new();
         if let Some(bytes) = self.known.get(&key(kind, id)) {
             let name = kind.file_name(id);
@@ -161,7 +159,7 @@ impl Set {
     }
 
     fn file(&mut self, kind: Kind, id: u32) -> &mut Vec<u8> {
-        debug_assert_ne!(kind.layout(), Layout::Raw, "{kind} holds no records");
+        debug_assert_ne!(kind.magic(), Magic::Raw, "{kind} holds no records");
         self.known
             .entry(key(kind, id))
             .or_insert_with(|| kind.head())
