@@ -109,6 +109,26 @@ pub enum Stage {
     OrphanPtsMaster,
 }
 
+impl Stage {
+    /// CRIU's name of it, as action scripts and RPC clients know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PreDump => "pre-dump",
+            Self::PostDump => "post-dump",
+            Self::PreRestore => "pre-restore",
+            Self::PostRestore => "post-restore",
+            Self::NetworkLock => "network-lock",
+            Self::NetworkUnlock => "network-unlock",
+            Self::SetupNamespaces => "setup-namespaces",
+            Self::PostSetupNamespaces => "post-setup-namespaces",
+            Self::PreResume => "pre-resume",
+            Self::PostResume => "post-resume",
+            Self::QueryExtFiles => "query-ext-files",
+            Self::OrphanPtsMaster => "orphan-pts-master",
+        }
+    }
+}
+
 /// Who is told about stages: RPC notifications, action scripts, a migration.
 pub trait Observer {
     /// Called at `stage`; an error aborts the job. `root` is the root task as

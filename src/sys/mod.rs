@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod socket;
 pub mod sock_diag;
 pub mod fdops;
+pub mod inherited;
 
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -1,0 +1,118 @@
+//! Who is told about the stages of a job: the RPC client, and the action
+//! scripts, in CRIU's order and with CRIU's names.
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tracing::{debug, error, info};
+
+use super::connection::Connection;
+use super::dirs::Dir;
+use crate::base::{Error, HostPid, Result, ResultExt};
+use crate::engine::options::{Observer, Stage};
+use crate::image::records::rpc::{CriuNotify, CriuReqType, CriuResp};
+
+/// Sends notices and waits for the answers.
+#[derive(Debug)]
+pub(crate) struct Notices<'a> {
+    rpc: Option<&'a Connection>,
+    scripts: Vec<PathBuf>,
+    images: Dir,
+    /// `external` keys that the client answered to `query-ext-files`.
+    pub(crate) external: Vec<String>,
+}
+
+impl<'a> Notices<'a> {
+    /// Tells `rpc`, if it asked for notices, and runs `scripts` (as typed).
+    pub(crate) fn new(rpc: Option<&'a Connection>, scripts: &[String], images: Dir) -> Self {
+        // The script that was named last runs first.
+        let scripts = scripts.iter().rev().map(PathBuf::from).collect();
+        Self {
+            rpc,
+            scripts,
+            images,
+            external: Vec::new(),
+        }
+    }
+
+    #[expect(dead_code, reason = "lazy dumps come with the page server")]
+    /// Tells that a lazy dump is ready to serve its pages.
+    ///
+    /// # Errors
+    /// The client or a script objects.
+    pub(crate) fn status_ready(&mut self, root: HostPid) -> Result<()> {
+        self.tell("status-ready", None, None)?;
+        self.run("status-ready", Some(root))
+    }
+
+    fn tell(&mut self, name: &str, pid: Option<HostPid>, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let Some(rpc) = self.rpc else {
+            return Ok(());
+        };
+        let context = || format!("notice {name}");
+        let notice = CriuResp {
+            r#type: CriuReqType::Notify.into(),
+            success: true,
+            notify: Some(CriuNotify {
+                script: Some(name.to_owned()),
+                pid: pid.map(|pid| pid.0),
+            }),
+            ..CriuResp::default()
+        };
+        rpc.send(&notice, fd).context(context)?;
+        let answer = rpc
+            .receive()
+            .context(context)?
+            .ok_or_else(|| Error::caller(context(), "the client went away"))?;
+        if answer.r#type != i32::from(CriuReqType::Notify) || answer.notify_success != Some(true) {
+            return Err(Error::caller(context(), "the client reports a failure"));
+        }
+        if let Some(opts) = answer.opts {
+            self.external.extend(opts.external);
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, name: &str, root: Option<HostPid>) -> Result<()> {
+        for script in &self.scripts {
+            debug!("action script {} {name}", script.display());
+            let mut command = Command::new(script);
+            command
+                .env("CRTOOLS_SCRIPT_ACTION", name)
+                .env("CRTOOLS_IMAGE_DIR", self.images.path_for_children());
+            if let Some(root) = root {
+                command.env("CRTOOLS_INIT_PID", root.to_string());
+            }
+            let context = || format!("action script {} at {name}", script.display());
+            let status = command.status().context(context)?;
+            if !status.success() {
+                return Err(Error::caller(context(), status.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Observer for Notices<'_> {
+    fn at(&mut self, stage: Stage, root: Option<HostPid>) -> Result<()> {
+        let name = stage.name();
+        info!("stage {name}");
+        let pid = match stage {
+            Stage::SetupNamespaces | Stage::PostRestore => root,
+            _ => None,
+        };
+        let told = self.tell(name, pid, None).and_then(|()| match stage {
+            Stage::QueryExtFiles | Stage::OrphanPtsMaster => Ok(()),
+            _ => self.run(name, root),
+        });
+        match (stage, told) {
+            // Too late to turn back: the network is open, the tasks are complete.
+            (Stage::PreResume | Stage::PostResume | Stage::NetworkUnlock, Err(e)) => {
+                error!("{e}");
+                Ok(())
+            }
+            (_, told) => told,
+        }
+    }
+}
