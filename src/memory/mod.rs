@@ -1,1 +1,26 @@
 //! Page contents: which exist, where they come from, who serves them.
+//!
+//! Every restore is lazy; an eager one has drained before it resumes. An address
+//! space is built empty and guarded by a userfaultfd; a [`PageSource`] fills it:
+//! an image directory, tasks held on this host, a peer. Nobody above this room
+//! knows which.
+//!
+//! * [`held`]: pages read in place, from tasks that are stopped or frozen.
+//! * [`Residency`]: the one truth about each page that must still come. It
+//!   knows no kernel, so that it can be tested against a model.
+//! * [`filler`]: places pages, in whatever address spaces need them, from any
+//!   thread.
+//! * [`handler`]: the thread that hears of faults, forks, moves and unmappings.
+//! * [`guardian`]: the process that keeps a dead handler's descriptors open and
+//!   stops the container, so that nothing ever reads a zero in place of a page.
+//! * [`handoff`]: how the process that restores hands its address spaces to the
+//!   process that serves pages.
+
+mod ids;
+mod ranges;
+mod source;
+pub mod held;
+
+pub use ids::{Object, Origin, SpaceId};
+pub use ranges::RangeSet;
+pub use source::{PageReader, PageSink, PageSource, Want};

@@ -10,6 +10,7 @@ pub mod steer;
 pub mod clone;
 pub mod pidfd;
 pub mod poll;
+pub mod seek;
 pub mod procfs;
 pub mod vm;
 pub mod kcmp;

@@ -1,0 +1,354 @@
+//! Pages of tasks that are stopped or frozen, read in place.
+//!
+//! Nothing is copied, piped or pinned first, so a freeze does not grow with
+//! memory. A space is held by pidfd and start time: a recycled pid is an error.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, VAddr};
+use crate::memory::{Object, PageReader, SpaceId};
+use crate::sys::pagemap::{Filter, Pagemap};
+use crate::sys::{pidfd, seek, vm};
+
+/// What decides which pages of an area have content of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Private anonymous memory: every page that is not the page of zeros.
+    Anonymous,
+    /// A private file mapping: pages that differ from the file.
+    Changed,
+}
+
+/// The address space of one process, which does not run meanwhile.
+#[derive(Debug)]
+pub struct Space {
+    id: SpaceId,
+    pid: HostPid,
+    start_time: u64,
+    pidfd: OwnedFd,
+    pagemap: Pagemap,
+    runs: Vec<PageRange>,
+}
+
+impl Space {
+    /// Takes hold of the address space of `pid`; `id` is its number in images.
+    ///
+    /// # Errors
+    /// ESRCH, EACCES.
+    pub fn open(id: SpaceId, pid: HostPid) -> Result<Self> {
+        let pidfd = pidfd::open(pid)?;
+        let space = Self {
+            id,
+            pid,
+            start_time: start_time(pid)?,
+            pidfd,
+            pagemap: Pagemap::open(pid)?,
+            runs: Vec::new(),
+        };
+        // Whatever was opened by number belonged to the process of the pidfd,
+        // if that still lives.
+        space.check()?;
+        Ok(space)
+    }
+
+    /// As [`Self::open`], for a process that was held before: `start_time` as
+    /// [`Self::start_time`] gave it then.
+    ///
+    /// # Errors
+    /// ESRCH also when the pid belongs to another process now.
+    pub fn reopen(id: SpaceId, pid: HostPid, start_time: u64) -> Result<Self> {
+        let space = Self::open(id, pid)?;
+        if space.start_time == start_time {
+            Ok(space)
+        } else {
+            Err(Error::errno(
+                format!("process {pid}: another one has this pid now"),
+                libc::ESRCH,
+            ))
+        }
+    }
+
+    /// Its number in images.
+    pub fn id(&self) -> SpaceId {
+        self.id
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> HostPid {
+        self.pid
+    }
+
+    /// Clock ticks since boot at which it was started, proc_pid_stat(5).
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Its pidfd.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The pages of `area` that have content, in order.
+    ///
+    /// # Errors
+    /// Those of the scan; ESRCH when the process is gone.
+    pub fn existing(&self, area: PageRange, content: Content) -> Result<Vec<PageRange>> {
+        let filter = match content {
+            Content::Anonymous => Filter::ANONYMOUS,
+            Content::Changed => Filter::CHANGED,
+        };
+        let found = self.pagemap.scan(area, filter)?;
+        self.check()?;
+        Ok(found.into_iter().map(|r| r.range).collect())
+    }
+
+    /// As [`Self::existing`], and remembers them as pages to be carried.
+    ///
+    /// # Errors
+    /// As [`Self::existing`].
+    pub fn collect(&mut self, area: PageRange, content: Content) -> Result<u64> {
+        let found = self.existing(area, content)?;
+        let pages = found.iter().map(|r| r.pages()).sum();
+        self.runs.extend(found);
+        Ok(pages)
+    }
+
+    /// What [`Self::collect`] found.
+    pub fn runs(&self) -> &[PageRange] {
+        &self.runs
+    }
+
+    /// Fills `buf` from `at`, PROT_NONE pages too.
+    ///
+    /// # Errors
+    /// EFAULT or EIO for what cannot be read, ESRCH when the process is gone.
+    pub fn read(&self, at: VAddr, buf: &mut [u8]) -> Result<()> {
+        vm::read(self.pid, at, buf)?;
+        self.check()
+    }
+
+    /// What was just done by number was done to the right process: it is there
+    /// still, so nobody else had its number.
+    fn check(&self) -> Result<()> {
+        if pidfd::has_exited(self.pidfd.as_fd())? {
+            return Err(Error::errno(format!("process {}", self.pid), libc::ESRCH));
+        }
+        Ok(())
+    }
+}
+
+/// A shared anonymous memory object, held by a descriptor of its inode. What one
+/// page table shows is not all that the object holds, so the inode is asked.
+#[derive(Debug)]
+pub struct Shared {
+    id: u32,
+    file: File,
+    size: u64,
+}
+
+impl Shared {
+    /// The object that `space` maps in exactly the area `area`, through
+    /// /proc/PID/map_files.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, ENOENT when the
+    /// area is none.
+    pub fn open(id: u32, space: &Space, area: PageRange) -> Result<Self> {
+        let path = format!(
+            "/proc/{}/map_files/{:x}-{:x}",
+            space.pid,
+            area.start(),
+            area.end()
+        );
+        let file = File::open(&path).map_err(|e| Error::os(format!("open {path}"), e))?;
+        space.check()?;
+        Self::from_file(id, file)
+    }
+
+    /// The object behind a descriptor (a memfd).
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn from_file(id: u32, file: File) -> Result<Self> {
+        let size = file
+            .metadata()
+            .map_err(|e| Error::os(format!("fstat shared memory {id}"), e))?
+            .len();
+        Ok(Self { id, file, size })
+    }
+
+    /// Its number in images.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The pages that exist in it, by byte offset, in order; lseek(2) SEEK_DATA.
+    ///
+    /// # Errors
+    /// Those of lseek(2).
+    pub fn existing(&self) -> Result<Vec<PageRange>> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < self.size {
+            let context = |e: io::Error| Error::os(format!("seek in shared memory {}", self.id), e);
+            let Some(start) = seek::data(&self.file, at).map_err(context)? else {
+                break;
+            };
+            let end = seek::hole(&self.file, start)
+                .map_err(context)?
+                .next_multiple_of(PAGE_SIZE);
+            found.extend(PageRange::new(start & !(PAGE_SIZE - 1), end));
+            if end <= at {
+                break;
+            }
+            at = end;
+        }
+        Ok(found)
+    }
+
+    /// Fills `buf` from byte offset `at`.
+    ///
+    /// # Errors
+    /// Those of pread(2); a read beyond the end.
+    pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(buf, at)
+            .map_err(|e| Error::os(format!("read shared memory {} at {at:#x}", self.id), e))
+    }
+}
+
+/// All that is held of one tree: a reader for several threads.
+#[derive(Debug, Default)]
+pub struct HeldPages {
+    spaces: HashMap<SpaceId, Space>,
+    shared: HashMap<u32, Shared>,
+}
+
+impl HeldPages {
+    /// Puts them together.
+    pub fn new(
+        spaces: impl IntoIterator<Item = Space>,
+        shared: impl IntoIterator<Item = Shared>,
+    ) -> Self {
+        Self {
+            spaces: spaces.into_iter().map(|s| (s.id, s)).collect(),
+            shared: shared.into_iter().map(|s| (s.id, s)).collect(),
+        }
+    }
+
+    /// The address spaces.
+    pub fn spaces(&self) -> impl Iterator<Item = &Space> {
+        self.spaces.values()
+    }
+
+    /// One address space.
+    pub fn space(&self, id: SpaceId) -> Option<&Space> {
+        self.spaces.get(&id)
+    }
+
+    /// The shared objects.
+    pub fn shared(&self) -> impl Iterator<Item = &Shared> {
+        self.shared.values()
+    }
+}
+
+impl PageReader for HeldPages {
+    fn read(&self, object: Object, at: u64, buf: &mut [u8]) -> Result<()> {
+        let none = || Error::errno(format!("read {object}: not held"), libc::ENOENT);
+        match object {
+            Object::Private(id) => self.spaces.get(&id).ok_or_else(none)?.read(VAddr(at), buf),
+            Object::Shared(id) => self.shared.get(&id).ok_or_else(none)?.read(at, buf),
+        }
+    }
+}
+
+/// Field 22 of /proc/PID/stat.
+fn start_time(pid: HostPid) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read(&path).map_err(|e| Error::os(format!("read {path}"), e))?;
+    // The command may hold anything, also spaces and parentheses.
+    let rest = stat.rsplit(|b| *b == b')').next().unwrap_or_default();
+    rest.split(|b| *b == b' ')
+        .filter(|f| !f.is_empty())
+        .nth(19)
+        .and_then(|f| std::str::from_utf8(f).ok()?.parse().ok())
+        .ok_or_else(|| Error::bug(format!("read {path}"), "no start time in it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::Child;
+
+    const PAGE: u64 = PAGE_SIZE;
+
+    #[test]
+    fn pages_of_a_stopped_process_are_found_and_read_by_several_threads() {
+        let child = Child::fork();
+        let range = PageRange::with_pages(child.mmap(64 * PAGE), 64).unwrap();
+        for page in (1..64).step_by(3) {
+            child.fill(range.start() + page * PAGE, PAGE, page as u8);
+        }
+        pidfd::send_signal(child.pidfd().as_fd(), libc::SIGSTOP).unwrap();
+        let mut space = Space::open(SpaceId(7), child.pid()).unwrap();
+        assert_eq!(space.collect(range, Content::Anonymous).unwrap(), 21);
+        let runs = space.runs().to_vec();
+        let held = HeldPages::new([space], []);
+        std::thread::scope(|s| {
+            for part in runs.chunks(8) {
+                let held = &held;
+                s.spawn(move || {
+                    for run in part {
+                        let mut buf = vec![0; usize::try_from(run.len()).unwrap()];
+                        held.read(Object::Private(SpaceId(7)), run.start(), &mut buf)
+                            .unwrap();
+                        let page = (run.start() - range.start()) / PAGE;
+                        assert!(buf.iter().all(|b| u64::from(*b) == page));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn shared_memory_that_nobody_has_in_its_page_table_is_found() {
+        let child = Child::fork();
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let at = child.mmap_with(0, 32 * PAGE, flags, -1);
+        child.fill(at + 4 * PAGE, 2 * PAGE, 5);
+        let dontneed = libc::MADV_DONTNEED as u64;
+        child.call(libc::SYS_madvise, [at, 32 * PAGE, dontneed, 0, 0]);
+        let area = PageRange::with_pages(at, 32).unwrap();
+        let space = Space::open(SpaceId(1), child.pid()).unwrap();
+        assert!(space.existing(area, Content::Anonymous).unwrap().is_empty());
+        let shared = Shared::open(3, &space, area).unwrap();
+        let runs = shared.existing().unwrap();
+        assert_eq!(runs, [PageRange::with_pages(4 * PAGE, 2).unwrap()]);
+        let mut buf = vec![0; 8192];
+        shared.read(4 * PAGE, &mut buf).unwrap();
+        assert!(buf.iter().all(|b| *b == 5));
+    }
+
+    #[test]
+    fn a_process_that_died_or_is_another_one_is_an_error() {
+        let child = Child::fork();
+        let range = PageRange::with_pages(child.mmap(PAGE), 1).unwrap();
+        let space = Space::open(SpaceId(1), child.pid()).unwrap();
+        let wrong = Space::reopen(SpaceId(1), child.pid(), space.start_time() + 1).unwrap_err();
+        assert_eq!(wrong.raw_os_error(), Some(libc::ESRCH));
+        drop(child);
+        let e = space
+            .read(VAddr(range.start()), &mut [0; 4096])
+            .unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::ESRCH));
+    }
+}

@@ -1,0 +1,153 @@
+//! A set of pages, kept as ranges that neither overlap nor touch.
+
+use std::collections::BTreeMap;
+
+use crate::base::PageRange;
+
+/// A set of pages. Costs memory by the range, not by the page.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RangeSet {
+    /// Start to end.
+    ranges: BTreeMap<u64, u64>,
+    bytes: u64,
+}
+
+impl RangeSet {
+    /// The empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Pages in it.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.bytes / crate::base::PAGE_SIZE
+    }
+
+    /// Holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether the page at byte position `at` is in it.
+    #[must_use]
+    pub fn contains(&self, at: u64) -> bool {
+        self.ranges
+            .range(..=at)
+            .next_back()
+            .is_some_and(|(_, end)| at < *end)
+    }
+
+    /// Adds pages; returns how many were new.
+    pub fn insert(&mut self, range: PageRange) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        let before = self.bytes;
+        let (mut start, mut end) = (range.start(), range.end());
+        if let Some((s, e)) = self.ranges.range(..=start).next_back()
+            && *e >= start
+        {
+            start = *s;
+        }
+        while let Some((s, e)) = self.ranges.range(start..=end).next().map(|(s, e)| (*s, *e)) {
+            end = end.max(e);
+            self.bytes -= e - s;
+            self.ranges.remove(&s);
+        }
+        self.bytes += end - start;
+        self.ranges.insert(start, end);
+        (self.bytes - before) / crate::base::PAGE_SIZE
+    }
+
+    /// Takes pages out; returns how many were in it.
+    pub fn remove(&mut self, range: PageRange) -> u64 {
+        let before = self.bytes;
+        let (start, end) = (range.start(), range.end());
+        while let Some((s, e)) = self.ranges.range(..end).next_back().map(|(s, e)| (*s, *e)) {
+            if e <= start || start == end {
+                break;
+            }
+            self.ranges.remove(&s);
+            self.bytes -= e - s;
+            if end < e {
+                self.ranges.insert(end, e);
+                self.bytes += e - end;
+            }
+            if s < start {
+                self.ranges.insert(s, start);
+                self.bytes += start - s;
+            }
+        }
+        (before - self.bytes) / crate::base::PAGE_SIZE
+    }
+
+    /// All ranges, in order.
+    pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.ranges
+            .iter()
+            .filter_map(|(s, e)| PageRange::new(*s, *e))
+    }
+
+    /// The parts of the set within `range`, in order.
+    pub fn within(&self, range: PageRange) -> impl Iterator<Item = PageRange> + '_ {
+        let first = self
+            .ranges
+            .range(..range.start())
+            .next_back()
+            .map_or(range.start(), |(s, _)| *s);
+        self.ranges
+            .range(first..range.end().max(first))
+            .filter_map(move |(s, e)| PageRange::new(*s, *e)?.intersect(range))
+    }
+}
+
+impl FromIterator<PageRange> for RangeSet {
+    fn from_iter<I: IntoIterator<Item = PageRange>>(iter: I) -> Self {
+        let mut set = Self::new();
+        for range in iter {
+            set.insert(range);
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::PAGE_SIZE;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn it_says_the_same_as_a_set_of_single_pages(
+            steps in prop::collection::vec((any::<bool>(), 0u64..40, 0u64..12), 0..60)
+        ) {
+            let mut set = RangeSet::new();
+            let mut model = BTreeSet::new();
+            for (add, start, len) in steps {
+                let range = PageRange::with_pages(start * PAGE_SIZE, len).unwrap();
+                let pages = start..start + len;
+                if add {
+                    let new = pages.filter(|p| model.insert(*p)).count() as u64;
+                    prop_assert_eq!(set.insert(range), new);
+                } else {
+                    let old = pages.filter(|p| model.remove(p)).count() as u64;
+                    prop_assert_eq!(set.remove(range), old);
+                }
+                prop_assert_eq!(set.pages(), model.len() as u64);
+                let listed: Vec<_> = set.iter().collect();
+                prop_assert!(listed.windows(2).all(|w| w[0].end() < w[1].start()));
+                for page in 0..60 {
+                    prop_assert_eq!(set.contains(page * PAGE_SIZE), model.contains(&page));
+                }
+                let part: u64 = set.within(range).map(PageRange::pages).sum();
+                let expect = (start..start + len).filter(|p| model.contains(p)).count();
+                prop_assert_eq!(part, expect as u64);
+            }
+        }
+    }
+}
