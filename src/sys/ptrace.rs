@@ -578,6 +578,41 @@ impl Stopped {
     }
 }
 
+/// Waits for the death of a tracee that was killed, if it is still ours.
+pub fn reap(tid: HostPid) {
+    loop {
+        match wait_on(tid, 0) {
+            Ok(Some(status)) if libc::WIFSTOPPED(status) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Where a thread keeps its list of robust futexes, and the length of the
+/// head: get_robust_list(2).
+///
+/// # Errors
+/// EPERM without the right to trace it, ESRCH if it is gone.
+pub fn robust_list(tid: HostPid) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: both are live and of the kernel's size (a pointer and a size_t).
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid.0,
+            &raw mut head,
+            &raw mut len,
+        )
+    };
+    if r == 0 {
+        Ok((head, len))
+    } else {
+        Err(Error::last_os(format!(
+            "read the robust list of task {tid}"
+        )))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};

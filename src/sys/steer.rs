@@ -742,6 +742,29 @@ impl Steered {
         once_raw(&mut self.task, self.insn, nr, args, &saved)
     }
 
+    /// Ignores SIGTRAP again in a task that did so before it was steered. The
+    /// last thing before [`Steered::remove`].
+    ///
+    /// # Errors
+    /// If the task died.
+    pub fn ignore_trap(&mut self) -> Result<()> {
+        let at = self.mapping.start() + PAGE_SIZE;
+        let mut action = [0u8; 32];
+        action[0] = 1; // SIG_IGN
+        self.mem
+            .write_all_at(&action, at)
+            .map_err(|e| Error::os(format!("write into task {}", self.task.tid()), e))?;
+        let r = self.once(libc::SYS_rt_sigaction, &[5, at, 0, 8])?;
+        if r == 0 {
+            Ok(())
+        } else {
+            Err(Error::errno(
+                format!("ignore SIGTRAP in task {}", self.task.tid()),
+                errno_of(r),
+            ))
+        }
+    }
+
     /// Unmaps the loop and gives the thread its registers and mask back.
     ///
     /// # Errors
