@@ -18,9 +18,11 @@
 
 mod ids;
 mod ranges;
+mod residency;
 mod source;
 pub mod held;
 
 pub use ids::{Object, Origin, SpaceId};
 pub use ranges::RangeSet;
+pub use residency::{Area, Count, Fault, Piece, Residency};
 pub use source::{PageReader, PageSink, PageSource, Want};

@@ -84,6 +84,16 @@ impl RangeSet {
         (before - self.bytes) / crate::base::PAGE_SIZE
     }
 
+    /// Adds `len` bytes from `at` on; what is no range of whole pages adds nothing.
+    pub fn insert_at(&mut self, at: u64, len: u64) -> u64 {
+        whole(at, len).map_or(0, |r| self.insert(r))
+    }
+
+    /// Takes out `len` bytes from `at` on.
+    pub fn remove_at(&mut self, at: u64, len: u64) -> u64 {
+        whole(at, len).map_or(0, |r| self.remove(r))
+    }
+
     /// All ranges, in order.
     pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
         self.ranges
@@ -102,6 +112,10 @@ impl RangeSet {
             .range(first..range.end().max(first))
             .filter_map(move |(s, e)| PageRange::new(*s, *e)?.intersect(range))
     }
+}
+
+fn whole(at: u64, len: u64) -> Option<PageRange> {
+    PageRange::new(at, at.checked_add(len)?)
 }
 
 impl FromIterator<PageRange> for RangeSet {

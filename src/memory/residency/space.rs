@@ -1,0 +1,143 @@
+//! One address space: which of its addresses come from where, and what it lacks.
+
+use std::collections::BTreeMap;
+
+use super::{Area, Count, Piece};
+use crate::base::PageRange;
+use crate::memory::{Object, Origin, RangeSet, SpaceId};
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) end: u64,
+    pub(super) object: Object,
+    pub(super) at: u64,
+    pub(super) wipe_on_fork: bool,
+}
+
+/// Pages by position in the object that they come from.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Account {
+    pub(super) absent: RangeSet,
+    pub(super) count: Count,
+}
+
+impl Account {
+    pub(super) fn present(&mut self, range: PageRange) -> u64 {
+        let pages = self.absent.remove(range);
+        self.count.present += pages;
+        pages
+    }
+
+    pub(super) fn gone(&mut self, range: PageRange) {
+        self.count.gone += self.absent.remove(range);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Space {
+    /// The captured address space that its private pages come from.
+    pub(super) origin: SpaceId,
+    pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) private: Account,
+}
+
+impl Space {
+    pub(super) fn put(&mut self, range: PageRange, area: &Area) {
+        self.segments.insert(
+            range.start(),
+            Segment {
+                end: range.end(),
+                object: area.object,
+                at: area.at,
+                wipe_on_fork: area.wipe_on_fork,
+            },
+        );
+    }
+
+    pub(super) fn segment_at(&self, addr: u64) -> Option<(PageRange, Segment)> {
+        let (start, s) = self.segments.range(..=addr).next_back()?;
+        (addr < s.end).then_some((PageRange::new(*start, s.end)?, *s))
+    }
+
+    pub(super) fn origin_of(&self, addr: u64) -> Option<Origin> {
+        let (range, s) = self.segment_at(addr)?;
+        Some(Origin {
+            object: s.object,
+            at: s.at + (addr - range.start()),
+        })
+    }
+
+    /// The parts of segments within `range`, each with its own position.
+    pub(super) fn overlapping(
+        &self,
+        range: PageRange,
+    ) -> impl Iterator<Item = (PageRange, Segment)> + '_ {
+        let first = self
+            .segments
+            .range(..=range.start())
+            .next_back()
+            .map_or(range.start(), |(s, _)| *s);
+        self.segments
+            .range(first..range.end().max(first))
+            .filter_map(move |(start, s)| {
+                let part = PageRange::new(*start, s.end)?.intersect(range)?;
+                let at = s.at + (part.start() - start);
+                Some((
+                    part,
+                    Segment {
+                        end: part.end(),
+                        at,
+                        ..*s
+                    },
+                ))
+            })
+    }
+
+    pub(super) fn cut(&mut self, range: PageRange) {
+        let parts: Vec<u64> = self
+            .segments
+            .range(..range.end())
+            .rev()
+            .take_while(|(_, s)| s.end > range.start())
+            .map(|(start, _)| *start)
+            .collect();
+        for start in parts {
+            let Some(s) = self.segments.remove(&start) else {
+                continue;
+            };
+            if start < range.start() {
+                let end = range.start();
+                self.segments.insert(start, Segment { end, ..s });
+            }
+            if range.end() < s.end {
+                let at = s.at + (range.end() - start);
+                self.segments.insert(range.end(), Segment { at, ..s });
+            }
+        }
+    }
+
+    /// Where pages of `wanted` within `range` (positions in `object`) are mapped.
+    pub(super) fn pieces(
+        &self,
+        space: SpaceId,
+        object: Object,
+        range: PageRange,
+        wanted: &RangeSet,
+        out: &mut Vec<Piece>,
+    ) {
+        for (start, s) in self.segments.iter().filter(|(_, s)| s.object == object) {
+            let Some(part) = PageRange::new(s.at, s.at + (s.end - start))
+                .and_then(|whole| whole.intersect(range))
+            else {
+                continue;
+            };
+            for run in wanted.within(part) {
+                let addr = start + (run.start() - s.at);
+                if let Some(range) = PageRange::new(addr, addr + run.len()) {
+                    let at = run.start();
+                    out.push(Piece { space, range, at });
+                }
+            }
+        }
+    }
+}
