@@ -349,7 +349,7 @@ impl Residency {
             _ => Some(0),
         };
         let first = |object: Object, absent: &RangeSet| -> Option<(Object, PageRange)> {
-            let rest = PageRange::new(start(object)?, u64::MAX & !(PAGE_SIZE - 1))?;
+            let rest = PageRange::new(start(object)?, !(PAGE_SIZE - 1))?;
             let r = absent.within(rest).next()?;
             let end = r.end().min(r.start().saturating_add(max.max(PAGE_SIZE)));
             Some((object, PageRange::new(r.start(), end)?))
