@@ -113,6 +113,28 @@ fn features_are_answered_as_asked() {
 }
 
 #[test]
+fn lazy_pages_are_announced_where_check_finds_them() {
+    needs!(root);
+    let out = Command::new(dunlin())
+        .args(["criu", "check", "--feature", "uffd-noncoop"])
+        .output()
+        .unwrap();
+    let client = Client::start();
+    let answer = client.ask(&CriuReq {
+        features: Some(CriuFeatures {
+            mem_track: None,
+            lazy_pages: Some(true),
+            pidfd_store: None,
+        }),
+        ..request(CriuReqType::FeatureCheck)
+    });
+    assert_eq!(
+        answer.features.unwrap().lazy_pages,
+        Some(out.status.success())
+    );
+}
+
+#[test]
 fn malformed_requests_are_answered_with_a_message() {
     for bytes in [
         &b"\xff\xff\xff"[..],

@@ -88,6 +88,7 @@ impl Typed {
             Treatment::Honoured(set) => {
                 set(self, on, value).map_err(|e| e.within(format!("option --{name}")))
             }
+            Treatment::NoEffect(_) if !on => Ok(()),
             Treatment::NoEffect(why) => {
                 self.without_effect.push((format!("--{name}"), why));
                 Ok(())

@@ -1,114 +1,19 @@
 //! `dunlin check`, `criu check`: what this kernel and these privileges allow,
 //! feature by feature, found by trying.
 
-use std::fs::File;
-use std::path::Path;
+mod probe;
 
-use caps::{CapSet, Capability};
-use serde::Serialize;
+use caps::Capability;
 
 use super::Failure;
 use crate::base::{Blame, Error, Result};
-
-/// One thing that was tried.
-#[derive(Debug, Serialize)]
-struct Feature {
-    /// A short name, as `criu check --feature` takes it.
-    name: &'static str,
-    /// What it is for.
-    purpose: &'static str,
-    /// Whether nothing works without it.
-    required: bool,
-    /// Whether it is there.
-    available: bool,
-    /// Why not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-fn feature(
-    name: &'static str,
-    purpose: &'static str,
-    required: bool,
-    tried: Result<()>,
-) -> Feature {
-    Feature {
-        name,
-        purpose,
-        required,
-        available: tried.is_ok(),
-        reason: tried.err().map(|e| e.to_string()),
-    }
-}
-
-fn features() -> Vec<Feature> {
-    vec![
-        feature(
-            "cap_sys_admin",
-            "namespaces, mounts, set_tid",
-            true,
-            capability(Capability::CAP_SYS_ADMIN),
-        ),
-        feature(
-            "cap_sys_ptrace",
-            "stopping and reading tasks",
-            true,
-            capability(Capability::CAP_SYS_PTRACE),
-        ),
-        feature(
-            "cap_net_admin",
-            "sockets and devices of network namespaces",
-            false,
-            capability(Capability::CAP_NET_ADMIN),
-        ),
-        feature(
-            "cap_sys_resource",
-            "raising limits above the hard ones",
-            false,
-            capability(Capability::CAP_SYS_RESOURCE),
-        ),
-        feature(
-            "map_files",
-            "files behind mappings",
-            true,
-            readable("/proc/self/map_files"),
-        ),
-        feature(
-            "pagemap",
-            "which pages exist",
-            true,
-            readable("/proc/self/pagemap"),
-        ),
-        feature(
-            "timens",
-            "clocks that go on where they were",
-            false,
-            readable("/proc/self/timens_offsets"),
-        ),
-        feature("memfd", "descriptors of memory", false, Ok(())),
-    ]
-}
-
-fn capability(capability: Capability) -> Result<()> {
-    match caps::has_cap(None, CapSet::Effective, capability) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::errno(capability.to_string(), libc::EPERM)),
-        Err(e) => Err(Error::other(Blame::Kernel, capability.to_string(), e)),
-    }
-}
-
-fn readable(path: &str) -> Result<()> {
-    let opened = if Path::new(path).is_dir() {
-        std::fs::read_dir(path).map(|_| ())
-    } else {
-        File::open(path).map(|_| ())
-    };
-    opened.map_err(|e| Error::os(path, e))
-}
+use probe::{Feature, capability, features};
 
 /// Whether a task's memory can be filled while it runs.
 pub(crate) fn lazy_pages() -> bool {
-    readable("/dev/userfaultfd").is_ok()
+    let has = |name| move |f: &Feature| f.name == name && f.available;
+    let features = features();
+    features.iter().any(has("uffd")) && features.iter().any(has("uffd-noncoop"))
 }
 
 /// Whether a dump or restore is worth trying.
