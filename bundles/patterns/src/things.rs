@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::acts::Acts;
 use crate::family::Family;
@@ -18,6 +18,9 @@ const MESSAGE: usize = 512;
 const QUEUED: u64 = 8;
 const FAR_US: i64 = 3_600_000_000;
 const FILE_PAGES: usize = 16;
+
+/// Looks after which a counter must have moved: ten seconds.
+const STILL: u64 = 100;
 
 const SIGNAL: u64 = 1;
 const HEART: u64 = 2;
@@ -94,6 +97,36 @@ pub struct Things {
     of_file_private: Area,
     of_file_shared: Area,
     shared_count: u64,
+    moving: Vec<Moving>,
+}
+
+/// A counter that others must keep moving.
+#[derive(Debug)]
+struct Moving {
+    name: &'static str,
+    counter: fn(&Report) -> &AtomicU64,
+    last: u64,
+    still: u64,
+}
+
+impl Moving {
+    fn new(name: &'static str, counter: fn(&Report) -> &AtomicU64) -> Self {
+        Self {
+            name,
+            counter,
+            last: 0,
+            still: 0,
+        }
+    }
+
+    fn look(&mut self, report: &Report) {
+        let now = (self.counter)(report).load(Ordering::Relaxed);
+        self.still = if now == self.last { self.still + 1 } else { 0 };
+        self.last = now;
+        if self.still > STILL {
+            report.wrong(&format!("the {} stand still at {now}", self.name));
+        }
+    }
 }
 
 impl Things {
@@ -142,6 +175,11 @@ impl Things {
             of_file_private,
             of_file_shared,
             shared_count: 0,
+            moving: vec![
+                Moving::new("ticks", |report| &report.ticks),
+                Moving::new("heartbeats", |report| &report.beats),
+                Moving::new("writers", |report| &report.checked),
+            ],
         }
     }
 
@@ -177,6 +215,9 @@ impl Things {
         }
         self.inspect_counters(report);
         self.inspect_file(report);
+        for moving in &mut self.moving {
+            moving.look(report);
+        }
         report.looks.fetch_add(1, Ordering::Relaxed);
         report.store();
     }
