@@ -7,6 +7,7 @@
 mod check;
 mod criu;
 mod help;
+mod inspect;
 mod log;
 
 use std::ffi::OsString;
@@ -89,6 +90,7 @@ fn dispatch(name: &str, args: &[String]) -> Result<(), Failure> {
         "criu" => criu::main(rest),
         "swrk" | "lazy-pages" => criu::main(args),
         "check" => check::main(rest),
+        "inspect" => inspect::main(rest),
         _ => Err(Failure::Usage(Error::caller(
             format!("command {command:?}"),
             "is not known; try dunlin --help",

@@ -106,12 +106,11 @@ impl Set {
                 return Err(wrong(format!("its parent {} is not before it", task.ppid)));
             }
             pids.insert(task.pid);
-            // A zombie has no threads in the image, but its own id is taken.
+            // A dead task has one thread, whose id some versions do not fill in.
             let own = [task.pid];
-            let all = if task.threads.is_empty() {
-                &own[..]
-            } else {
-                &task.threads[..]
+            let all = match &task.threads[..] {
+                [] | [0] => &own[..],
+                threads => threads,
             };
             if all[0] != task.pid {
                 return Err(wrong(String::from("its first thread is another task")));
