@@ -11,18 +11,21 @@
 //! * [`filler`]: places pages, in whatever address spaces need them, from any
 //!   thread.
 //! * [`handler`]: the thread that hears of faults, forks, moves and unmappings.
-//! * [`guardian`]: the process that keeps a dead handler's descriptors open and
-//!   stops the container, so that nothing ever reads a zero in place of a page.
-//! * [`handoff`]: how the process that restores hands its address spaces to the
-//!   process that serves pages.
 
 mod ids;
 mod ranges;
 mod residency;
 mod source;
+mod stats;
 pub mod held;
+pub mod filler;
+pub mod fill;
+pub mod handler;
 
+pub use filler::{Filler, Job, LazySpace, guard};
+pub use handler::{Direct, Handler, OnLoss};
 pub use ids::{Object, Origin, SpaceId};
 pub use ranges::RangeSet;
 pub use residency::{Area, Count, Fault, Piece, Residency};
 pub use source::{PageReader, PageSink, PageSource, Want};
+pub use stats::{Stats, Summary};

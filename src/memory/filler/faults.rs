@@ -1,0 +1,118 @@
+//! Threads that wait for pages: answered, asked for, or let down without a lie.
+
+use std::sync::PoisonError;
+
+use super::{Content, Filler, Guarded, PendingFault};
+use crate::base::{PageRange, Result, VAddr};
+use crate::memory::{Fault, Object, SpaceId, Want};
+use crate::sys::uffd::Stop;
+
+/// What is to be done about a fault.
+#[derive(Debug)]
+pub(in crate::memory) enum Noted {
+    Zero,
+    Present,
+    Asked,
+    Ask(Want),
+}
+
+impl Filler {
+    /// Notes a waiting thread, and says what to do for it.
+    pub(in crate::memory) fn note_waiting(&self, fault: PendingFault, window: u64) -> Noted {
+        let mut residency = self.residency();
+        match residency.fault(fault.space, fault.addr) {
+            Fault::Zero => Noted::Zero,
+            Fault::Present => Noted::Present,
+            Fault::Absent { origin, asked } => {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.entry(origin).or_default().push(fault);
+                if asked {
+                    Noted::Asked
+                } else {
+                    residency
+                        .ask(origin, window)
+                        .map_or(Noted::Asked, Noted::Ask)
+                }
+            }
+        }
+    }
+
+    /// Requests for every page that somebody waits for, as if none was made.
+    pub(in crate::memory) fn ask_again(&self, window: u64) -> Vec<Want> {
+        let mut residency = self.residency();
+        residency.forget_asked();
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting
+            .keys()
+            .filter_map(|page| residency.ask(*page, window))
+            .collect()
+    }
+
+    /// Serves a fault on a page that nothing has to come for. `false`: ask again,
+    /// the layout has changed.
+    pub(in crate::memory) fn zero(&self, space: &Guarded, addr: VAddr) -> Result<bool> {
+        let Some(page) = PageRange::with_pages(addr.0, 1) else {
+            return Ok(true);
+        };
+        match space.uffd.zeropage(page)?.stop {
+            None => self.stats.zeroed(),
+            Some(Stop::Exists | Stop::NoArea) => space.uffd.wake(page)?,
+            Some(Stop::Gone) => self.ended(space),
+            Some(Stop::Again) => {
+                if self.drain(space)? == 0 {
+                    std::thread::yield_now();
+                }
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    pub(in crate::memory) fn wake(&self, space: &Guarded, addr: VAddr) -> Result<()> {
+        match PageRange::with_pages(addr.0, 1) {
+            Some(page) => space.uffd.wake(page),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets every access to a page that is missing end in SIGBUS.
+    ///
+    /// # Errors
+    /// Those of UFFDIO_POISON.
+    pub fn poison_missing(&self) -> Result<()> {
+        loop {
+            let Some((object, range)) = self.residency().next_missing(None, u64::MAX / 2) else {
+                return Ok(());
+            };
+            match object {
+                Object::Private(_) => self.fill(object, range, Content::Poison)?,
+                Object::Shared(_) => self.poison_shared(object, range)?,
+            }
+        }
+    }
+
+    /// Poison is a mark in a page table, not in the object: every mapping gets it
+    /// before the pages count as settled.
+    fn poison_shared(&self, object: Object, range: PageRange) -> Result<()> {
+        let mappings = self.residency().mappings(object, range);
+        for piece in mappings {
+            let Some(space) = self.space(piece.space) else {
+                continue;
+            };
+            for page in 0..piece.range.pages() {
+                let start = piece.range.start() + page * crate::base::PAGE_SIZE;
+                let Some(page) = PageRange::with_pages(start, 1) else {
+                    continue;
+                };
+                while space.uffd.poison(page)?.stop == Some(Stop::Again) {
+                    if self.drain(&space)? == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        }
+        let pages = self.residency().placed(SpaceId(0), object, range);
+        self.stats.poisoned(pages);
+        Ok(())
+    }
+}
