@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::capture::Open;
 use super::fdinfo;
 use crate::base::{Error, Result};
-use crate::image::records::{
-    EventfdFileEntry, FdTypes, FileEntry, SignalfdEntry, TimerfdEntry,
-};
+use crate::image::records::{EventfdFileEntry, FdTypes, FileEntry, SignalfdEntry, TimerfdEntry};
 use crate::sys::fdops::{self, Timer};
 
 fn missing(what: &'static str) -> impl FnOnce() -> Error {
@@ -22,7 +20,11 @@ const EFD_SEMAPHORE: u32 = libc::EFD_SEMAPHORE.cast_unsigned();
 
 pub(super) fn eventfd(open: &Open<'_>) -> Result<FileEntry> {
     let counter = open.info.count.ok_or_else(missing("eventfd-count"))?;
-    let semaphore = if open.info.semaphore { EFD_SEMAPHORE } else { 0 };
+    let semaphore = if open.info.semaphore {
+        EFD_SEMAPHORE
+    } else {
+        0
+    };
     Ok(FileEntry {
         r#type: FdTypes::Eventfd.into(),
         id: open.id,
@@ -126,7 +128,8 @@ pub(super) fn check_timerfd(entry: &TimerfdEntry) -> Result<()> {
 
 /// Arms it with what was left, from now on.
 pub(super) fn make_timerfd(entry: &TimerfdEntry) -> Result<OwnedFd> {
-    let clock = i32::try_from(entry.clockid).map_err(|_| Error::image("timerfd", "has no clock"))?;
+    let clock =
+        i32::try_from(entry.clockid).map_err(|_| Error::image("timerfd", "has no clock"))?;
     let fd = fdops::timerfd(clock)?;
     arm(fd.as_fd(), clock, entry)?;
     Ok(fd)

@@ -11,9 +11,7 @@ use super::fdinfo::Target;
 use super::identity::Spot;
 use crate::base::{Error, Result};
 use crate::image::Kind as Image;
-use crate::image::records::{
-    EventpollFileEntry, EventpollTfdEntry, FdTypes, FileEntry,
-};
+use crate::image::records::{EventpollFileEntry, EventpollTfdEntry, FdTypes, FileEntry};
 use crate::sys::kcmp::{self, EpollSlot};
 
 /// An epoll set whose members are still to be found.

@@ -4,7 +4,7 @@ use crate::base::{Error, HostPid, Result};
 
 /// A lock that a descriptor holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lock {
+pub(super) struct Lock {
     /// How it was taken.
     pub kind: LockKind,
     /// For writing rather than reading.
@@ -17,7 +17,7 @@ pub struct Lock {
 
 /// How a lock was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LockKind {
+pub(super) enum LockKind {
     /// fcntl(2), F_SETLK.
     Posix,
     /// flock(2).
@@ -28,7 +28,7 @@ pub enum LockKind {
 
 /// A timerfd beside what timerfd_gettime(2) tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timer {
+pub(super) struct Timer {
     /// Clock, CLOCK_*.
     pub clock: u32,
     /// Expiries that nobody has read.
@@ -39,7 +39,7 @@ pub struct Timer {
 
 /// A target of an epoll set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     /// Number under which it was added.
     pub fd: u32,
     /// EPOLL* bits.
@@ -56,7 +56,7 @@ pub struct Target {
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fdinfo {
+pub(super) struct Fdinfo {
     /// Position, bytes.
     pub pos: u64,
     /// Open flags, O_CLOEXEC for the descriptor itself.
@@ -84,7 +84,7 @@ pub struct Fdinfo {
 /// # Errors
 /// ENOENT when there is no such descriptor; a line of unknown form; a lease
 /// or a mandatory lock, which we cannot carry.
-pub fn read(pid: HostPid, fd: i32) -> Result<Fdinfo> {
+pub(super) fn read(pid: HostPid, fd: i32) -> Result<Fdinfo> {
     let path = format!("/proc/{pid}/fdinfo/{fd}");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::os(format!("read {path}"), e))?;
     parse(&text).map_err(|e| e.within(path))
@@ -94,7 +94,7 @@ pub fn read(pid: HostPid, fd: i32) -> Result<Fdinfo> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse(text: &str) -> Result<Fdinfo> {
+pub(super) fn parse(text: &str) -> Result<Fdinfo> {
     let mut info = Fdinfo {
         mnt_id: -1,
         ..Fdinfo::default()
@@ -222,10 +222,7 @@ mod tests {
              sigmask:\t0000000000000200\neventfd-count:               2a\neventfd-id: 3\neventfd-semaphore: 1\n",
         )
         .unwrap();
-        assert_eq!(
-            (info.pos, info.flags, info.mnt_id),
-            (12, 0o2_100_002, 34)
-        );
+        assert_eq!((info.pos, info.flags, info.mnt_id), (12, 0o2_100_002, 34));
         assert_eq!((info.count, info.semaphore), (Some(42), true));
         assert_eq!(info.sigmask, Some(0x200));
         let timer = info.timer.unwrap();
@@ -236,7 +233,10 @@ mod tests {
             (7, 0x19, 0xffff_ffff_0000_0007, 0x2b, 15)
         );
         let (a, b) = (&info.locks[0], &info.locks[1]);
-        assert_eq!((a.kind, a.write, a.start, a.len), (LockKind::Posix, true, 5, 7));
+        assert_eq!(
+            (a.kind, a.write, a.start, a.len),
+            (LockKind::Posix, true, 5, 7)
+        );
         assert_eq!((b.kind, b.write, b.len), (LockKind::Flock, false, 0));
     }
 

@@ -32,8 +32,14 @@ impl Capture {
             .saturating_mul(512);
         if bytes > self.policy.ghost_limit {
             return Err(Error::refused(
-                format!("file {} of {bytes} bytes, which has no name any more,", open.link),
-                format!("is above the limit of {} (--ghost-limit)", self.policy.ghost_limit),
+                format!(
+                    "file {} of {bytes} bytes, which has no name any more,",
+                    open.link
+                ),
+                format!(
+                    "is above the limit of {} (--ghost-limit)",
+                    self.policy.ghost_limit
+                ),
             ));
         }
         let (entry, payload) = record(open)?;
@@ -111,12 +117,18 @@ fn chunks(mut file: &File, size: u64) -> Result<Vec<u8>> {
         let Some(start) = seek(&mut file, at, libc::SEEK_DATA)? else {
             break;
         };
-        let end = seek(&mut file, start, libc::SEEK_HOLE)?.unwrap_or(size).min(size);
+        let end = seek(&mut file, start, libc::SEEK_HOLE)?
+            .unwrap_or(size)
+            .min(size);
         let chunk = GhostChunkEntry {
             len: end.saturating_sub(start),
             off: start,
         };
-        out.extend_from_slice(&u32::try_from(chunk.encoded_len()).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(
+            &u32::try_from(chunk.encoded_len())
+                .unwrap_or(0)
+                .to_le_bytes(),
+        );
         out.extend_from_slice(&chunk.encode_to_vec());
         out.extend_from_slice(&piece(file, start, chunk.len)?);
         at = end;
@@ -150,7 +162,9 @@ impl Ghost {
     pub(super) fn parse(entry: GhostFileEntry, payload: &[u8]) -> Result<Self> {
         let mut pieces = Vec::new();
         if entry.chunks == Some(true) {
-            let size = entry.size.ok_or_else(|| Error::image("ghost file", "has no size"))?;
+            let size = entry
+                .size
+                .ok_or_else(|| Error::image("ghost file", "has no size"))?;
             let mut rest = payload;
             while !rest.is_empty() {
                 let (piece, after) = next_chunk(rest, size)

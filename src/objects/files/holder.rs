@@ -175,7 +175,9 @@ impl Opener<'_> {
 
     fn path(&mut self, id: u32, entry: &RegFileEntry) -> Result<OwnedFd> {
         // The path of a FIFO is opened with its FIFO.
-        if entry.mode.is_some_and(|m| m & libc::S_IFMT == libc::S_IFIFO)
+        if entry
+            .mode
+            .is_some_and(|m| m & libc::S_IFMT == libc::S_IFIFO)
             && entry.flags & libc::O_PATH.cast_unsigned() == 0
         {
             let name = self.name_of(id, entry)?;
@@ -253,7 +255,8 @@ impl Opener<'_> {
         let flags = reg.flags.cast_signed() | libc::O_NONBLOCK;
         let fd = fdops::open_in_root(self.root, &name, flags, 0)?;
         let earlier = self.plan.files.iter().any(|(other, f)| {
-            matches!(f, File::Fifo(e) if e.pipe_id == entry.pipe_id) && self.files.contains_key(other)
+            matches!(f, File::Fifo(e) if e.pipe_id == entry.pipe_id)
+                && self.files.contains_key(other)
         });
         if !earlier {
             self.plan.fifos.fill(entry.pipe_id, both.as_fd())?;

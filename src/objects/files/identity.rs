@@ -13,7 +13,7 @@ use crate::sys::kcmp;
 
 /// A descriptor in a task, or (with our own pid) one of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spot {
+pub(super) struct Spot {
     /// The task.
     pub pid: HostPid,
     /// Its descriptor.
@@ -22,7 +22,7 @@ pub struct Spot {
 
 /// What two descriptors of one description have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Look {
+pub(super) struct Look {
     /// st_dev.
     pub dev: u64,
     /// st_ino.
@@ -35,14 +35,14 @@ pub struct Look {
 
 /// Ids of open file descriptions, from 1.
 #[derive(Debug, Default)]
-pub struct Identities {
+pub(super) struct Identities {
     alike: BTreeMap<Look, Vec<(Spot, u32)>>,
     last: u32,
 }
 
 impl Identities {
     /// An id that belongs to no descriptor of a table.
-    pub fn fresh(&mut self) -> u32 {
+    pub(super) fn fresh(&mut self) -> u32 {
         self.last += 1;
         self.last
     }
@@ -51,7 +51,7 @@ impl Identities {
     ///
     /// # Errors
     /// Those of kcmp(2).
-    pub fn id(&mut self, look: Look, spot: Spot) -> Result<(u32, bool)> {
+    pub(super) fn id(&mut self, look: Look, spot: Spot) -> Result<(u32, bool)> {
         let compare =
             |a: Spot, b: Spot| -> Result<Ordering> { kcmp::file((a.pid, a.fd), (b.pid, b.fd)) };
         self.id_by(look, spot, compare)
@@ -111,8 +111,15 @@ mod tests {
     fn a_duplicate_is_found_among_many_alike() {
         use std::os::fd::AsRawFd;
         let me = HostPid(i32::try_from(std::process::id()).unwrap());
-        let look = Look { dev: 0, ino: 0, pos: 0, flags: 0 };
-        let files: Vec<_> = (0..50).map(|_| crate::sys::fdops::eventfd(0).unwrap()).collect();
+        let look = Look {
+            dev: 0,
+            ino: 0,
+            pos: 0,
+            flags: 0,
+        };
+        let files: Vec<_> = (0..50)
+            .map(|_| crate::sys::fdops::eventfd(0).unwrap())
+            .collect();
         let mut ids = Identities::default();
         let mut id = |fd: RawFd| ids.id(look, Spot { pid: me, fd }).unwrap();
         let first: Vec<_> = files.iter().map(|f| id(f.as_raw_fd())).collect();

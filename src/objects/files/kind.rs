@@ -6,7 +6,7 @@ use nix::sys::stat::FileStat;
 
 /// Kinds of descriptors that can be carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(super) enum Kind {
     /// A regular file, directory, block device or O_PATH link, by path.
     Path,
     /// A character device that has no state: null, zero, full, random, urandom.
@@ -43,7 +43,7 @@ fn major_minor(dev: u64) -> (u32, u32) {
 ///
 /// # Errors
 /// The name of what cannot be carried.
-pub fn classify(stat: &FileStat, link: &str, shmem: u64) -> Result<Kind, String> {
+pub(super) fn classify(stat: &FileStat, link: &str, shmem: u64) -> Result<Kind, String> {
     let mode = stat.st_mode & S_IFMT;
     if let Some(anonymous) = link.strip_prefix("anon_inode:") {
         return match anonymous.trim_matches(['[', ']']) {
@@ -112,7 +112,11 @@ mod tests {
             "device /dev/net/tun (10:200)"
         );
         let ns = stat(libc::S_IFREG | 0o444, 0, 4);
-        assert!(classify(&ns, "net:[4026531840]", 1).unwrap_err().contains("namespace"));
+        assert!(
+            classify(&ns, "net:[4026531840]", 1)
+                .unwrap_err()
+                .contains("namespace")
+        );
         let mem = stat(libc::S_IFCHR, libc::makedev(1, 1), 5);
         assert!(classify(&mem, "/dev/mem", 1).is_err());
     }

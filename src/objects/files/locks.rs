@@ -1,9 +1,7 @@
 //! Locks on files: fcntl(2), flock(2).
 //!
-//! Locks of flock(2) and open file description locks belong to the file, so
-//! the holder takes them; those of F_SETLK belong to the process.
-
-use std::os::fd::BorrowedFd;
+//! A task takes its locks again itself, when its descriptors stand: those of
+//! F_SETLK belong to the process, the others to the open file.
 
 use super::capture::Capture;
 use super::fdinfo::{Lock, LockKind};
@@ -43,7 +41,7 @@ impl Capture {
                 start: lock.start,
                 len: lock.len,
             };
-            self.image.push(Image::FileLocks, 0, &entry);
+            self.image.push(Image::Filelocks, 0, &entry);
         }
         Ok(())
     }
@@ -59,15 +57,6 @@ pub(super) fn check(entry: &FileLockEntry) -> Result<()> {
             format!("lock of task {} fd {}", entry.pid, entry.fd),
             "is of a kind that cannot be taken",
         ))
-    }
-}
-
-/// Takes a lock that belongs to the file.
-pub(super) fn take(fd: BorrowedFd<'_>, entry: &FileLockEntry) -> Result<()> {
-    match (entry.flag, entry.r#type) {
-        (FLOCK, READ) => fdops::flock(fd, libc::LOCK_SH),
-        (FLOCK, _) => fdops::flock(fd, libc::LOCK_EX),
-        (_, kind) => fdops::set_ofd_lock(fd, kind == WRITE, entry.start, entry.len),
     }
 }
 

@@ -48,17 +48,16 @@ impl Capture {
     }
 
     fn memfd_inode(&mut self, open: &Open<'_>) -> Result<u32> {
-        let id = u32::try_from(self.memfds.len() + 1)
-            .map_err(|_| Error::bug("memfds", "too many"))?;
+        let id =
+            u32::try_from(self.memfds.len() + 1).map_err(|_| Error::bug("memfds", "too many"))?;
         let s = &open.stat;
         let name = open
             .link
             .strip_prefix("/memfd:")
             .map(|n| n.strip_suffix(" (deleted)").unwrap_or(n))
             .ok_or_else(|| Error::bug(&open.link, "is no memfd"))?;
-        let shmid = u32::try_from(s.st_ino).map_err(|_| {
-            Error::refused(open.link.clone(), "has an inode number above 32 bits")
-        })?;
+        let shmid = u32::try_from(s.st_ino)
+            .map_err(|_| Error::refused(open.link.clone(), "has an inode number above 32 bits"))?;
         let size = u64::try_from(s.st_size).unwrap_or(0);
         let entry = MemfdInodeEntry {
             name: name.to_owned(),
@@ -71,7 +70,7 @@ impl Capture {
             hugetlb_flag: None,
             mode: Some(s.st_mode),
         };
-        self.image.push(Image::MemfdInode, 0, &entry);
+        self.image.push(Image::Memfd, 0, &entry);
         self.memfds.insert(s.st_ino, id);
         self.contents.push(Contents {
             shmid,
@@ -97,7 +96,10 @@ pub(super) fn make(entry: &MemfdInodeEntry) -> Result<OwnedFd> {
     let fd = fdops::memfd(&name, flags)?;
     let size = i64::try_from(entry.size).map_err(|_| bad("is too large"))?;
     let nix = |e: nix::errno::Errno| {
-        Error::errno(format!("size, owner and mode of memfd {:?}", entry.name), e as i32)
+        Error::errno(
+            format!("size, owner and mode of memfd {:?}", entry.name),
+            e as i32,
+        )
     };
     nix::unistd::ftruncate(&fd, size).map_err(nix)?;
     let uid = Some(nix::unistd::Uid::from_raw(entry.uid));

@@ -15,9 +15,7 @@ use super::capture::{Capture, Open, stat};
 use super::fdinfo;
 use crate::base::{Error, Result};
 use crate::image::Kind as Image;
-use crate::image::records::{
-    FdTypes, FileEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-};
+use crate::image::records::{FdTypes, FileEntry, RegFileEntry, RemapFilePathEntry, RemapType};
 use crate::sys::fdops;
 
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
@@ -82,10 +80,7 @@ impl Capture {
                 "belongs to a process that is gone",
             )),
             // A file from a lower layer keeps its link count.
-            None if link != bare
-                && open.stat.st_nlink == 1
-                && fs_type(open.fd)? == OVERLAYFS =>
-            {
+            None if link != bare && open.stat.st_nlink == 1 && fs_type(open.fd)? == OVERLAYFS => {
                 bare.clone_into(&mut entry.name);
                 self.ghost(open, id)
             }
@@ -181,7 +176,10 @@ pub(super) fn open(root: BorrowedFd<'_>, name: &str, entry: &RegFileEntry) -> Re
         .map_err(|e| e.within(format!("open file {name} again")))?;
     let found = stat(fd.as_fd())?;
     check(name, entry, &found)?;
-    let seekable = matches!(found.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK);
+    let seekable = matches!(
+        found.st_mode & libc::S_IFMT,
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK
+    );
     if entry.flags & O_PATH == 0 && entry.pos != u64::MAX && (seekable || entry.pos != 0) {
         let pos = entry.pos.cast_signed();
         nix::unistd::lseek(&fd, pos, nix::unistd::Whence::SeekSet)

@@ -197,7 +197,7 @@ impl Plan {
         plan.read_tables(set)?;
         plan.read_remaps(set)?;
         plan.read_locks(set, policy)?;
-        for inode in set.all::<MemfdInodeEntry>(Image::MemfdInode, 0)? {
+        for inode in set.all::<MemfdInodeEntry>(Image::Memfd, 0)? {
             let id = u32::try_from(inode.inode_id)
                 .map_err(|_| Error::image("memfd", "has an id above 32 bits"))?;
             plan.memfds.insert(id, inode);
@@ -230,7 +230,10 @@ impl Plan {
             }
             table.sort_by_key(|d| d.fd);
             if table.windows(2).any(|w| w[0].fd == w[1].fd) {
-                return Err(Error::image(format!("fdinfo-{id}"), "has a descriptor twice"));
+                return Err(Error::image(
+                    format!("fdinfo-{id}"),
+                    "has a descriptor twice",
+                ));
             }
             self.tables.insert(id, table);
         }
@@ -240,10 +243,16 @@ impl Plan {
     fn read_remaps(&mut self, set: &Set) -> Result<()> {
         for remap in set.all::<RemapFilePathEntry>(Image::RemapFpath, 0)? {
             let subject = || format!("file {}", remap.orig_id);
-            match remap.remap_type.map_or(Ok(RemapType::Ghost), RemapType::try_from) {
+            match remap
+                .remap_type
+                .map_or(Ok(RemapType::Ghost), RemapType::try_from)
+            {
                 Ok(RemapType::Ghost) => {}
                 Ok(RemapType::Linked | RemapType::Procfs) | Err(_) => {
-                    return Err(Error::image(subject(), "is remapped in a way that cannot be restored"));
+                    return Err(Error::image(
+                        subject(),
+                        "is remapped in a way that cannot be restored",
+                    ));
                 }
             }
             if !self.ghosts.contains_key(&remap.remap_id) {
@@ -262,7 +271,7 @@ impl Plan {
     }
 
     fn read_locks(&mut self, set: &Set, policy: &RestorePolicy) -> Result<()> {
-        self.locks = set.all(Image::FileLocks, 0)?;
+        self.locks = set.all(Image::Filelocks, 0)?;
         self.locks.iter().try_for_each(locks::check)?;
         if !self.locks.is_empty() && !policy.file_locks {
             return Err(Error::caller(

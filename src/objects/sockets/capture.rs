@@ -29,7 +29,7 @@ pub struct Open<'a> {
 }
 
 /// A record with the messages that wait in its queue.
-pub type Captured = (FileEntry, Vec<(SkPacketEntry, Message)>);
+pub(super) type Captured = (FileEntry, Vec<(SkPacketEntry, Message)>);
 
 /// Collects the sockets of a tree of stopped tasks.
 #[derive(Debug)]
@@ -104,7 +104,9 @@ impl Capture {
             .as_ref()
             .and_then(|l| l.get(&ino))
             .cloned()
-            .ok_or_else(|| Error::refused(format!("Unix socket {ino}"), "is not listed by the kernel"))
+            .ok_or_else(|| {
+                Error::refused(format!("Unix socket {ino}"), "is not listed by the kernel")
+            })
     }
 
     /// Checks that both ends of all connections were captured.

@@ -11,8 +11,8 @@ use crate::image::records::{
     FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
 };
 use crate::sys::socket::{
-    bind, connect, listen, local_address, option, option_bytes, peer_address, set_option,
-    shutdown, socket,
+    bind, connect, listen, local_address, option, option_bytes, peer_address, set_option, shutdown,
+    socket,
 };
 
 const IPV6_RECVPKTINFO: i32 = libc::IPV6_RECVPKTINFO;
@@ -31,7 +31,11 @@ impl Address {
     /// From the bytes of sockaddr_in or sockaddr_in6.
     fn parse(family: i32, bytes: &[u8]) -> Option<Self> {
         let port: [u8; 2] = bytes.get(2..4)?.try_into().ok()?;
-        let at = if family == V4 { bytes.get(4..8)? } else { bytes.get(8..24)? };
+        let at = if family == V4 {
+            bytes.get(4..8)?
+        } else {
+            bytes.get(8..24)?
+        };
         let words = at
             .chunks_exact(4)
             .filter_map(|w| Some(u32::from_ne_bytes(w.try_into().ok()?)))
@@ -123,7 +127,11 @@ pub(super) fn capture(all: &Capture, open: &Open<'_>, family: i32) -> Result<Fil
         ifname: scoped(&local).map(|_| bound_name(fd)).transpose()?,
         ns_id: all.net_ns_id,
         shutdown: None,
-        tcp_opts: if name == "TCP" { Some(tcp_options(fd)?) } else { None },
+        tcp_opts: if name == "TCP" {
+            Some(tcp_options(fd)?)
+        } else {
+            None
+        },
     };
     Ok(FileEntry {
         r#type: FdTypes::Inetsk.into(),
@@ -237,7 +245,11 @@ pub(in crate::objects) fn check(entry: &InetSkEntry) -> Result<()> {
 /// Makes it, in the network namespace of the calling thread.
 pub(super) fn rebuild(entry: &InetSkEntry) -> Result<OwnedFd> {
     let family = entry.family.cast_signed();
-    let sk = socket(family, entry.r#type.cast_signed(), entry.proto.cast_signed())?;
+    let sk = socket(
+        family,
+        entry.r#type.cast_signed(),
+        entry.proto.cast_signed(),
+    )?;
     let fd = sk.as_fd();
     let sol = libc::SOL_SOCKET;
     if entry.v6only == Some(true) {
@@ -266,7 +278,10 @@ pub(super) fn rebuild(entry: &InetSkEntry) -> Result<OwnedFd> {
     if entry.state == LISTEN {
         listen(fd, entry.backlog)?;
     } else if entry.dst_port != 0 {
-        connect(fd, &Address::bytes(family, &entry.dst_addr, entry.dst_port, 0))?;
+        connect(
+            fd,
+            &Address::bytes(family, &entry.dst_addr, entry.dst_port, 0),
+        )?;
     }
     let reuse = i32::from(entry.opts.reuseaddr == Some(true));
     set_option(fd, sol, libc::SO_REUSEADDR, reuse)?;
@@ -363,6 +378,11 @@ mod tests {
             dst_addr: vec![0],
             ..InetSkEntry::default()
         };
-        assert!(check(&entry).unwrap_err().to_string().contains("TCP connection"));
+        assert!(
+            check(&entry)
+                .unwrap_err()
+                .to_string()
+                .contains("TCP connection")
+        );
     }
 }

@@ -14,7 +14,7 @@ mod rebuild;
 mod unix;
 
 pub use capture::{Capture, Open, attach};
-pub use queue::Message;
 pub(in crate::objects) use inet::check as check_inet;
-pub(in crate::objects) use rebuild::{Queues, Sockets, build};
+pub use queue::Message;
+pub(in crate::objects) use rebuild::{Queues, build};
 pub(in crate::objects) use unix::check as check_unix;

@@ -4,9 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::base::{Error, Result};
 use crate::image::records::SkOptsEntry;
-use crate::sys::socket::{
-    filter, option, option_bytes, set_filter, set_option, set_option_bytes,
-};
+use crate::sys::socket::{filter, option, option_bytes, set_filter, set_option, set_option_bytes};
 
 const SOL: i32 = libc::SOL_SOCKET;
 const SO_BUF_LOCK: i32 = 72;
@@ -52,8 +50,16 @@ pub(super) fn capture(fd: BorrowedFd<'_>, local: bool) -> Result<SkOptsEntry> {
         so_priority: Some(number(fd, libc::SO_PRIORITY)?),
         so_rcvlowat: Some(number(fd, libc::SO_RCVLOWAT)?),
         so_mark: (mark != 0).then_some(mark),
-        so_passcred: if local { flag(fd, libc::SO_PASSCRED)? } else { None },
-        so_passsec: if local { flag(fd, libc::SO_PASSSEC)? } else { None },
+        so_passcred: if local {
+            flag(fd, libc::SO_PASSCRED)?
+        } else {
+            None
+        },
+        so_passsec: if local {
+            flag(fd, libc::SO_PASSSEC)?
+        } else {
+            None
+        },
         so_dontroute: flag(fd, libc::SO_DONTROUTE)?,
         so_no_check: flag(fd, SO_NO_CHECK)?,
         so_broadcast: flag(fd, libc::SO_BROADCAST)?,

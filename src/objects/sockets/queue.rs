@@ -100,7 +100,9 @@ mod tests {
     fn a_message_above_the_first_room_is_whole() {
         let (a, b) = unix_pair(libc::SOCK_DGRAM).unwrap();
         set_option(a.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20).unwrap();
-        let large: Vec<u8> = (0..FIRST + 9).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let large: Vec<u8> = (0..FIRST + 9)
+            .map(|i| u8::try_from(i % 251).unwrap())
+            .collect();
         send(a.as_fd(), b"small", &[]).unwrap();
         send(a.as_fd(), &large, &[]).unwrap();
         let got = capture(b.as_fd(), true).unwrap();

@@ -69,7 +69,8 @@ impl<'a> Builder<'a> {
         let (pairs, alone): (Vec<&UnixSkEntry>, Vec<_>) =
             all.iter().partition(|u| self.partner(u).is_some());
         for u in &alone {
-            self.alone(u).map_err(|e| e.within(subject("Unix", u.ino)))?;
+            self.alone(u)
+                .map_err(|e| e.within(subject("Unix", u.ino)))?;
         }
         for u in pairs {
             if let Some(peer) = self.partner(u).filter(|p| u.ino < p.ino) {

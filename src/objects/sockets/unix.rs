@@ -47,7 +47,9 @@ pub(super) fn capture(all: &mut Capture, open: &Open<'_>) -> Result<Captured> {
     if entry.name.first().is_some_and(|b| *b != 0) {
         file_name(open, &mut entry)?;
     }
-    let packets = if u32::from(listed.state) == LISTEN || (!dgram && u32::from(listed.state) != ESTABLISHED) {
+    let packets = if u32::from(listed.state) == LISTEN
+        || (!dgram && u32::from(listed.state) != ESTABLISHED)
+    {
         Vec::new()
     } else {
         let ends_empty = !dgram || listed.shutdown & 1 != 0;
@@ -119,7 +121,10 @@ fn file_name(open: &Open<'_>, entry: &mut UnixSkEntry) -> Result<()> {
     let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let path = std::fs::read_link(&link).map_err(|e| Error::os(format!("readlink {link}"), e))?;
     let path = path.to_str().ok_or_else(|| {
-        Error::refused(format!("socket {}", path.display()), "has a name that is not UTF-8")
+        Error::refused(
+            format!("socket {}", path.display()),
+            "has a name that is not UTF-8",
+        )
     })?;
     let bare = path.strip_suffix(" (deleted)").unwrap_or(path);
     if bare != path && stat.st_nlink == 0 {
@@ -131,7 +136,10 @@ fn file_name(open: &Open<'_>, entry: &mut UnixSkEntry) -> Result<()> {
             .ok()
             .and_then(|n| bare.strip_suffix(n))
             .ok_or_else(|| {
-                Error::refused(format!("socket {bare}"), "was bound to a name that it has no more")
+                Error::refused(
+                    format!("socket {bare}"),
+                    "was bound to a name that it has no more",
+                )
             })?;
         let dir = dir.strip_suffix('/').unwrap_or(dir);
         entry.name_dir = Some(if dir.is_empty() { "/" } else { dir }.to_owned());
