@@ -49,8 +49,10 @@ pub mod attr {
     pub const STRICTATIME: u64 = 0x20;
     /// `nodiratime`.
     pub const NODIRATIME: u64 = 0x80;
+    /// `nosymfollow`.
+    pub const NOSYMFOLLOW: u64 = 0x20_0000;
     /// All that a mount of ours sets or clears.
-    pub const ALL: u64 = RDONLY | NOSUID | NODEV | NOEXEC | ATIME | NODIRATIME;
+    pub const ALL: u64 = RDONLY | NOSUID | NODEV | NOEXEC | ATIME | NODIRATIME | NOSYMFOLLOW;
 }
 
 #[repr(C)]
@@ -283,14 +285,28 @@ pub fn pivot_into(root: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// Id of the mount that the descriptor lies in, as mountinfo names it.
+/// Id of the mount that the descriptor lies in, as mountinfo names it:
+/// statx(2) with STATX_MNT_ID. Needs no /proc.
 ///
 /// # Errors
-/// Those of reading /proc/thread-self/fdinfo.
+/// Those of statx(2); a kernel older than 5.8.
 pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u32> {
-    let path = format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd());
-    let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
-    text.lines()
-        .find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(|| Error::new(crate::base::Blame::Kernel, path, "has no mnt_id"))
+    const STATX_MNT_ID: u32 = 0x1000;
+    // SAFETY: all-zero is a value of this plain struct.
+    let mut out: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the string is static, the struct outlives the call.
+    let r = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_MNT_ID,
+            &raw mut out,
+        )
+    };
+    done(r.into()).context(|| "statx".to_owned())?;
+    match u32::try_from(out.stx_mnt_id) {
+        Ok(id) if out.stx_mask & STATX_MNT_ID != 0 => Ok(id),
+        _ => Err(Error::errno("statx of a mount id", libc::EOPNOTSUPP)),
+    }
 }

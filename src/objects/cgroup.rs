@@ -1,1 +1,0 @@
-//! Membership in control groups and their properties.

@@ -1,0 +1,439 @@
+//! The mounts of a container made again, in its first task.
+//!
+//! Each mount is made detached, gets its attributes and its content, and is
+//! then attached below its parent by descriptor: no path of the container is
+//! ever looked up from the host's root, and a symbolic link in the way is an
+//! error. Mounts are made in the order in which they were made first, so that
+//! mountinfo reads as before.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use tracing::debug;
+
+use super::archive;
+use super::content;
+use super::flags;
+use super::model::{self, Fs, How, Mount};
+use super::sharing::Sharing;
+use super::table::relative;
+use crate::base::{Error, Result, ResultExt};
+use crate::image::records::MntEntry;
+use crate::image::{Kind as Image, Set};
+use crate::sys::cgroup;
+use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS, NO_XDEV, Propagation};
+
+/// The mount namespace that is to be made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    mounts: Vec<Mount>,
+    sharing: Sharing,
+    /// Where the host has what external mounts (by index) are copies of.
+    sources: HashMap<usize, PathBuf>,
+    /// Packed content by index.
+    contents: HashMap<usize, Vec<u8>>,
+    root: PathBuf,
+    /// Where the root task was, by hierarchy.
+    cgroups: HashMap<String, String>,
+}
+
+impl Plan {
+    /// Reads the records of namespace `id`.
+    pub(crate) fn read(
+        set: &Set,
+        id: u32,
+        external: &[(String, String)],
+        root: Option<&Path>,
+        cgroups: HashMap<String, String>,
+    ) -> Result<Self> {
+        let mut entries: Vec<MntEntry> = set.all(Image::Mountpoints, id)?;
+        if entries.is_empty() {
+            return Err(Error::image(
+                Image::Mountpoints.file_name(id),
+                "is missing or empty",
+            ));
+        }
+        entries.reverse();
+        let mounts = model::resolve(entries)?;
+        let root = root.ok_or_else(|| {
+            Error::caller(
+                "restore a mount namespace",
+                "the root file system is not given (--root)",
+            )
+        })?;
+        let mut sources = HashMap::new();
+        let mut contents = HashMap::new();
+        for (i, m) in mounts.iter().enumerate() {
+            flags::attributes(m.entry.flags, &m.entry.mountpoint)?;
+            flags::fs_flags(m.entry.sb_flags.unwrap_or(0), &m.entry.mountpoint)?;
+            match &m.how {
+                How::External(key) => {
+                    let source = external.iter().find(|(k, _)| k == key).ok_or_else(|| {
+                        Error::caller(
+                            format!("mount {}", m.entry.mountpoint),
+                            format!("nothing is given for its external key {key}"),
+                        )
+                    })?;
+                    sources.insert(i, PathBuf::from(&source.1));
+                }
+                How::New(Fs::Tmpfs) => {
+                    let bytes = content::packed(set, m).ok_or_else(|| {
+                        let name = Image::TmpfsDev.file_name(m.entry.root_dev);
+                        Error::image(
+                            name,
+                            format!("the content of {} is missing", m.entry.mountpoint),
+                        )
+                    })?;
+                    contents.insert(i, bytes.to_vec());
+                }
+                How::Root | How::New(_) | How::Bind(_) => {}
+            }
+        }
+        masked_from_inside(&mounts, &mut sources);
+        let sharing = Sharing::of(&mounts)?;
+        Ok(Self {
+            mounts,
+            sharing,
+            sources,
+            contents,
+            root: root.to_owned(),
+            cgroups,
+        })
+    }
+
+    /// Whether everything that the host provides is there; a look before
+    /// anything is made.
+    pub(crate) fn check_host(&self) -> Result<()> {
+        let there = |path: &Path, what: String| {
+            std::fs::metadata(path)
+                .map(|_| ())
+                .map_err(|e| Error::os(format!("{what}: {}", path.display()), e))
+        };
+        there(&self.root, "root file system".to_owned())?;
+        for (i, source) in &self.sources {
+            there(
+                source,
+                format!("source of mount {}", self.mounts[*i].entry.mountpoint),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Makes all mounts and pivots into them. Runs in the new mount namespace,
+    /// in the container's other namespaces, single-threaded.
+    pub(crate) fn assemble(&self) -> Result<()> {
+        // Copies of the host's mounts first, while these still share.
+        let mut copies: HashMap<usize, OwnedFd> = HashMap::new();
+        for (i, m) in self.mounts.iter().enumerate() {
+            if let Some(copy) = self.copy_of_host(i, m).context(|| at(m))? {
+                let p = if self.sharing.has_outer_master(m) {
+                    Propagation::Slave
+                } else {
+                    Propagation::Private
+                };
+                mounts::set_propagation(copy.as_fd(), p, false).context(|| at(m))?;
+                copies.insert(i, copy);
+            }
+        }
+        let here = open_path(Path::new("/"))?;
+        mounts::set_propagation(here.as_fd(), Propagation::Private, true)
+            .context(|| "make the host's mounts private".to_owned())?;
+
+        let mut made: Vec<Option<OwnedFd>> = self.mounts.iter().map(|_| None).collect();
+        let mut left = self.mounts.len();
+        while left > 0 {
+            let before = left;
+            for (i, m) in self.mounts.iter().enumerate() {
+                if made[i].is_some() || !self.is_ready(i, m, &made) {
+                    continue;
+                }
+                made[i] = Some(self.make(i, m, &mut copies, &made).context(|| at(m))?);
+                left -= 1;
+            }
+            if left == before {
+                let stuck: Vec<_> = self
+                    .mounts
+                    .iter()
+                    .zip(&made)
+                    .filter(|(_, f)| f.is_none())
+                    .map(|(m, _)| m.entry.mountpoint.as_str())
+                    .collect();
+                return Err(Error::image(
+                    "mounts",
+                    format!("no order makes {}", stuck.join(", ")),
+                ));
+            }
+        }
+        let fds: Vec<OwnedFd> = made.into_iter().flatten().collect();
+        self.sharing.make(&self.mounts, &fds)?;
+        let root = self
+            .mounts
+            .iter()
+            .position(|m| m.parent.is_none())
+            .unwrap_or(0);
+        let root = fds
+            .get(root)
+            .ok_or_else(|| Error::bug("mounts", "the root was not made"))?;
+        mounts::pivot_into(root.as_fd())
+    }
+
+    /// What must stand before this one: its parent, what it is a part of, and
+    /// siblings that are mounted deeper and which it hides.
+    fn is_ready(&self, i: usize, m: &Mount, made: &[Option<OwnedFd>]) -> bool {
+        let parent = m.parent.is_none_or(|p| made[p].is_some());
+        let whole = match m.how {
+            How::Bind(j) => made[j].is_some(),
+            How::External(_) if !self.sources.contains_key(&i) => {
+                whole_of(&self.mounts, m).is_none_or(|j| made[j].is_some())
+            }
+            How::Root | How::External(_) | How::New(_) => true,
+        };
+        let hidden = |o: &Mount| {
+            o.parent == m.parent
+                && o.entry.mountpoint.len() > m.entry.mountpoint.len()
+                && super::is_below(&o.entry.mountpoint, &m.entry.mountpoint)
+        };
+        let siblings = self
+            .mounts
+            .iter()
+            .zip(made)
+            .enumerate()
+            .all(|(j, (o, f))| j == i || m.parent.is_none() || f.is_some() || !hidden(o));
+        parent && whole && siblings
+    }
+
+    fn make(
+        &self,
+        i: usize,
+        m: &Mount,
+        copies: &mut HashMap<usize, OwnedFd>,
+        made: &[Option<OwnedFd>],
+    ) -> Result<OwnedFd> {
+        let attrs = flags::attributes(m.entry.flags, &m.entry.mountpoint)?;
+        let (fd, fresh) = match (&m.how, copies.remove(&i)) {
+            (_, Some(copy)) => (copy, false),
+            (How::New(fs), None) => (self.new_instance(i, m, *fs, attrs)?, true),
+            (How::Bind(j), None) => {
+                let whole = standing(made, *j)?;
+                let fd = part_of(whole, &m.entry.root, &self.mounts[*j].entry.root)?;
+                if !self.sharing.has_outer_master(m) {
+                    mounts::set_propagation(fd.as_fd(), Propagation::Private, false)?;
+                }
+                (fd, false)
+            }
+            (How::External(_), None) => {
+                // A masked path: the container's own null device.
+                let (whole, rel) = self.inner_null(m, made)?;
+                (
+                    mounts::clone_at(mounts::open_at(whole, rel, PATH, INSIDE)?.as_fd())?,
+                    false,
+                )
+            }
+            (How::Root, None) => return Err(Error::bug("root mount", "was not copied")),
+        };
+        if !fresh {
+            mounts::set_attributes(fd.as_fd(), attrs)?;
+        }
+        let target = match m.parent {
+            None => open_path(&self.root)?,
+            Some(p) => {
+                let parent = standing(made, p)?;
+                let top = &self.mounts[p].entry.mountpoint;
+                match relative(&m.entry.mountpoint, top) {
+                    Some("") | None => parent
+                        .try_clone_to_owned()
+                        .context(|| "duplicate a descriptor".to_owned())?,
+                    Some(rel) => mounts::open_at(parent, Path::new(rel), PATH, INSIDE)
+                        .context(|| "open the mountpoint".to_owned())?,
+                }
+            }
+        };
+        mounts::attach(fd.as_fd(), target.as_fd())?;
+        debug!(mountpoint = m.entry.mountpoint, how = ?m.how, "mounted");
+        Ok(fd)
+    }
+
+    fn new_instance(&self, i: usize, m: &Mount, fs: Fs, attrs: u64) -> Result<OwnedFd> {
+        let context = FsContext::open(fs.name())?;
+        if !m.entry.source.is_empty() {
+            context.string("source", &m.entry.source)?;
+        }
+        context.options(&settable(&m.entry.options))?;
+        let content = self.contents.get(&i);
+        let mut late_ro = false;
+        for flag in flags::fs_flags(m.entry.sb_flags.unwrap_or(0), &m.entry.mountpoint)? {
+            if flag == "ro" && content.is_some() {
+                late_ro = true;
+            } else {
+                context.flag(flag)?;
+            }
+        }
+        // With content it has to be writable at first.
+        let first = if content.is_some() { 0 } else { attrs };
+        let fd = context.mount(first)?;
+        if let Some(bytes) = content {
+            archive::unpack(bytes, fd.as_fd()).context(|| "unpack its content".to_owned())?;
+            if late_ro {
+                let again = FsContext::pick(fd.as_fd())?;
+                again.flag("ro")?;
+                again.reconfigure()?;
+            }
+            mounts::set_attributes(fd.as_fd(), attrs)?;
+        }
+        Ok(fd)
+    }
+
+    /// A copy of what the host provides for this mount, if it is such a one.
+    fn copy_of_host(&self, i: usize, m: &Mount) -> Result<Option<OwnedFd>> {
+        match &m.how {
+            How::Root => Ok(Some(mounts::clone_path(&self.root, false)?)),
+            How::External(_) => match self.sources.get(&i) {
+                Some(source) => Ok(Some(self.copy_of_source(m, source)?)),
+                None => Ok(None),
+            },
+            How::New(_) | How::Bind(_) => Ok(None),
+        }
+    }
+
+    /// A copy of `source`. Where the container had its own cgroup mounted, and
+    /// the caller names a directory above the one it is in now (runc names the
+    /// one above), the copy is narrowed to that one: it must not see more than
+    /// before.
+    fn copy_of_source(&self, m: &Mount, source: &Path) -> Result<OwnedFd> {
+        let fstype = i32::try_from(m.entry.fstype).unwrap_or(-1);
+        if fstype != Fs::Cgroup.record() as i32 && fstype != Fs::Cgroup2.record() as i32 {
+            return mounts::clone_path(source, false);
+        }
+        let Some((name, was)) = self
+            .cgroups
+            .iter()
+            .find(|(name, _)| names_hierarchy(name, &m.entry))
+        else {
+            return mounts::clone_path(source, false);
+        };
+        let top = open_path(source)?;
+        let id = mounts::mount_id(top.as_fd())?;
+        let host = mounts::own_mountinfo()?;
+        let now = cgroup::own_membership()?
+            .into_iter()
+            .find(|n| n.name == *name);
+        let (Some(line), Some(now)) = (host.iter().find(|l| l.id == id), now) else {
+            return mounts::clone_path(source, false);
+        };
+        let canonical =
+            std::fs::canonicalize(source).context(|| format!("resolve {}", source.display()))?;
+        let below = canonical
+            .to_str()
+            .and_then(|s| relative(s, &line.mountpoint));
+        let shown = match (line.root.trim_end_matches('/'), below.unwrap_or("")) {
+            (root, "") => root.to_owned(),
+            (root, rest) => format!("{root}/{rest}"),
+        };
+        match relative(&now.path, &shown) {
+            Some(rel) if m.entry.root == *was && !rel.is_empty() => {
+                let own = mounts::open_at(top.as_fd(), Path::new(rel), PATH, INSIDE)?;
+                mounts::clone_at(own.as_fd())
+            }
+            _ => mounts::clone_path(source, false),
+        }
+    }
+
+    /// The mount of the container in which the device of a masked path lies,
+    /// and its path there.
+    fn inner_null<'a>(
+        &self,
+        m: &'a Mount,
+        made: &'a [Option<OwnedFd>],
+    ) -> Result<(BorrowedFd<'a>, &'a Path)> {
+        let j = whole_of(&self.mounts, m)
+            .ok_or_else(|| Error::bug(at(m), "has no source and lies in no mount"))?;
+        let rel = relative(&m.entry.root, &self.mounts[j].entry.root).unwrap_or("");
+        Ok((standing(made, j)?, Path::new(rel)))
+    }
+}
+
+const PATH: i32 = libc::O_PATH | libc::O_NOFOLLOW;
+const INSIDE: u64 = BENEATH | NO_SYMLINKS | NO_XDEV;
+
+fn at(m: &Mount) -> String {
+    format!("mount {}", m.entry.mountpoint)
+}
+
+fn standing(made: &[Option<OwnedFd>], i: usize) -> Result<BorrowedFd<'_>> {
+    made.get(i)
+        .and_then(Option::as_ref)
+        .map(AsFd::as_fd)
+        .ok_or_else(|| Error::bug("mounts", "one was needed before it was made"))
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let fd = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
+        .context(|| format!("open {}", path.display()))?;
+    Ok(fd.into())
+}
+
+/// A copy of the part `root` of a mount that shows `shown`.
+fn part_of(whole: BorrowedFd<'_>, root: &str, shown: &str) -> Result<OwnedFd> {
+    let rel = Path::new(relative(root, shown).unwrap_or(""));
+    match mounts::open_at(whole, rel, PATH, INSIDE) {
+        Ok(part) => mounts::clone_at(part.as_fd()),
+        Err(e) if e.raw_os_error() == Some(libc::EXDEV) => {
+            // Something is mounted in the way; a copy alone has nothing on it.
+            let alone = mounts::clone_at(whole)?;
+            let part = mounts::open_at(alone.as_fd(), rel, PATH, INSIDE)?;
+            mounts::clone_at(part.as_fd())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Options that mountinfo shows but nobody may set are left out.
+fn settable(options: &str) -> String {
+    let keep = |o: &&str| {
+        !matches!(
+            *o,
+            "seclabel" | "nsdelegate" | "memory_recursiveprot" | "favordynmods"
+        )
+    };
+    options
+        .split(',')
+        .filter(keep)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn names_hierarchy(name: &str, e: &MntEntry) -> bool {
+    let options: Vec<&str> = e.options.split(',').collect();
+    if name.is_empty() {
+        return i32::try_from(e.fstype) == Ok(Fs::Cgroup2.record() as i32);
+    }
+    name.split(',').all(|c| options.contains(&c))
+}
+
+/// The new instance that `m` shows a part of.
+fn whole_of(all: &[Mount], m: &Mount) -> Option<usize> {
+    all.iter().position(|o| {
+        matches!(o.how, How::New(_))
+            && o.entry.root_dev == m.entry.root_dev
+            && super::is_below(&m.entry.root, &o.entry.root)
+    })
+}
+
+/// A runtime masks a path with the container's own /dev/null and declares the
+/// host's as its source. Where the container's /dev is made anew anyway, the
+/// mask comes from there, as it did.
+fn masked_from_inside(all: &[Mount], sources: &mut HashMap<usize, PathBuf>) {
+    for (i, m) in all.iter().enumerate() {
+        if sources.get(&i).is_some_and(|s| s == Path::new("/dev/null"))
+            && m.entry.root == "/null"
+            && whole_of(all, m).is_some()
+        {
+            sources.remove(&i);
+        }
+    }
+}
