@@ -1,10 +1,66 @@
 CARGO ?= cargo
+# Bash scripts of ours, for the linter.
+SCRIPTS = .ci/prepare .ci/run bundles/build-patterns bundles/make-bundle \
+	bundles/demo/run bundles/demo/host-init benches/run \
+	hooks/announce hooks/move-address hooks/network-lock
+# Random cases of each property in fuzz-short.
+CASES ?= 20000
+# Arguments for the demo: make demo ARGS='--mib 1024'
+ARGS ?=
 
-.PHONY: build test
+.PHONY: build demo test test-crossed bench fuzz-short fmt lint bundle clean
+
 build:
+	@.ci/prepare build
 	$(CARGO) build --locked
-test:
+
+# Two hosts on this machine, a container that moves between them, an account.
+demo:
+	@.ci/prepare demo
+	@bundles/demo/run $(ARGS)
+
+test: lint
 	$(CARGO) test --locked
+
+# What CRIU=/path/to/criu writes, dunlin restores, and the other way round.
+test-crossed:
+	@test -x "$(CRIU)" || { echo "usage: make test-crossed CRIU=/path/to/criu"; exit 2; }
+	@.ci/prepare test
+	CRIU="$(CRIU)" $(CARGO) test --locked crossed
+
+# dunlin, and CRIU=/path/to/criu if given, in one run.
+bench:
+	@.ci/prepare bench
+	@CRIU="$(CRIU)" benches/run $(ARGS)
+
+# The properties of all decoders, with many more cases than in `test`.
+fuzz-short:
+	@.ci/prepare build
+	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --lib
+
+fmt:
+	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path bundles/patterns/Cargo.toml
+
+lint:
+	@.ci/prepare test
+	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path bundles/patterns/Cargo.toml
+	$(CARGO) clippy --locked -- -D warnings
+	$(CARGO) clippy --locked --manifest-path bundles/patterns/Cargo.toml --target-dir target/samples/build -- -D warnings
+	shellcheck -x $(SCRIPTS)
+
+# A bundle of the sample program, to play with: out/bundle
+bundle:
+	@.ci/prepare demo
+	@mkdir -p out
+	bundles/build-patterns out/patterns
+	bundles/make-bundle out/bundle -- out/patterns
+	@echo "runc run --bundle out/bundle NAME"
+
+clean:
+	$(CARGO) clean
+	rm -rf out
 
 # Installation. DESTDIR and PREFIX as usual; FORCE=1 lets install-criu hide or
 # replace a CRIU that is there.

@@ -55,10 +55,19 @@ fn allowed(list: &Path, test: &str) -> bool {
         .unwrap_or_default()
         .lines()
         .filter_map(|line| line.split('#').next()?.split_whitespace().next())
-        .any(|name| match name.strip_suffix('*') {
-            Some(prefix) => test.starts_with(prefix),
-            None => name == test,
-        })
+        .any(|pattern| fits(pattern, test))
+}
+
+/// Whether `name` is `pattern`, in which `*` stands for anything.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len())
+                .filter(|at| rest.is_char_boundary(*at))
+                .any(|at| fits(tail, &rest[at..]))
+        }),
+    }
 }
 
 /// Ends the test with `skipped: why`.
