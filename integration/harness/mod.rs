@@ -20,7 +20,7 @@
 //! | a bare process | [`Program::start`]: its lines, signals, death; killed with its whole session when dropped |
 //! | a container | [`Bundle::new`], [`Bundle::edit`], then [`Container::run`], [`Container::checkpoint`], [`Container::restore`]; removed when dropped |
 //! | a command that must not hang | [`run`], [`must`] |
-//! | waiting | [`Lines::expect`] for output, [`Proc::wait_gone`] for an end, [`wait_file`] for a file: never a sleep |
+//! | waiting | [`Lines::expect`] for output, [`Proc::wait_gone`] for an end, [`wait_file`] and [`wait_dir`] for files: never a sleep |
 //! | before and after | [`snapshot`] of `/proc/PID`, made comparable |
 //!
 //! Names carry the test process's pid and a counter, so that tests can run side
@@ -44,7 +44,7 @@ pub use program::{Outcome, Program, must, run};
 pub use samples::{busybox_rootfs, compile, patterns_program, sample};
 pub use scratch::{Alone, Scratch, whole_machine};
 pub use skip::{Need, missing, skipped};
-pub use wait::{Deadline, Lines, Proc, wait_file};
+pub use wait::{Deadline, Lines, Proc, wait_dir, wait_file};
 
 use std::path::{Path, PathBuf};
 

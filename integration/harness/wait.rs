@@ -199,31 +199,47 @@ impl Proc {
 /// # Panics
 /// When that does not come in time.
 pub fn wait_file(path: &Path, patience: Duration, good: impl Fn(&str) -> bool) -> String {
+    let dir = path.parent().expect("a file has a directory");
+    let content = || std::fs::read_to_string(path).ok();
+    wait_dir(dir, patience, || content().is_some_and(|text| good(&text)));
+    content().expect("it was there")
+}
+
+/// Waits until `good` says yes; it is asked again after each change in `dir`.
+///
+/// # Panics
+/// When that does not come in time; the message lists what files there hold.
+pub fn wait_dir(dir: &Path, patience: Duration, good: impl Fn() -> bool) {
     let deadline = Deadline::after(patience);
     let notify = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
-    let dir = path.parent().expect("a file has a directory");
+    let changes = AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_CLOSE_WRITE;
     notify
-        .add_watch(
-            dir,
-            AddWatchFlags::IN_CREATE
-                | AddWatchFlags::IN_MODIFY
-                | AddWatchFlags::IN_MOVED_TO
-                | AddWatchFlags::IN_CLOSE_WRITE,
-        )
+        .add_watch(dir, changes)
         .unwrap_or_else(|e| panic!("watch {}: {e}", dir.display()));
-    let mut last = String::from("(missing)");
-    loop {
-        if let Ok(content) = std::fs::read_to_string(path) {
-            if good(&content) {
-                return content;
-            }
-            last = content;
+    while !good() {
+        if !deadline.readable(&notify) {
+            let listing = super::run(
+                std::process::Command::new("tail")
+                    .args(["-v", "-n", "3"])
+                    .args(
+                        std::fs::read_dir(dir)
+                            .into_iter()
+                            .flatten()
+                            .flatten()
+                            .map(|entry| entry.path()),
+                    ),
+                Duration::from_secs(5),
+            );
+            panic!(
+                "waited in vain for a change in {}:\n{}",
+                dir.display(),
+                listing.stdout
+            );
         }
-        assert!(
-            deadline.readable(&notify),
-            "{} does not come to hold what is waited for; it holds:\n{last}",
-            path.display()
-        );
         let _ = notify.read_events();
     }
 }
