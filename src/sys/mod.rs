@@ -23,6 +23,7 @@ pub mod mounts;
 pub mod xattr;
 pub mod cgroup;
 pub mod netlink;
+pub mod shmem;
 pub mod socket;
 pub mod sock_diag;
 pub mod fdops;

@@ -1,1 +1,126 @@
-//! Steps to kernel, undo on failure.
+//! A plan to living tasks: clone the root, make the tree, fill each task from
+//! outside, and let all go at once.
+//!
+//! Everything until the first detach can be undone: [`Made`]'s drop kills what
+//! was made. All tasks are seized with EXITKILL as well, so that nothing
+//! half-built outlives this process either.
+
+mod finish;
+mod holder;
+mod memory;
+mod root;
+mod tasks;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::RawFd;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::plan::Plan;
+use crate::base::{Error, HostPid, NsPid, PageRange, Result};
+use crate::memory::PageReader;
+use crate::objects::vdso::rebuild::Present;
+use crate::sys::ptrace::{self, Options};
+use crate::sys::steer::Steered;
+
+pub(super) use finish::Ready;
+pub(super) use holder::Holder;
+pub use memory::LazySpace;
+pub(super) use root::{Origin, own_pidfd};
+
+/// A task that exists.
+#[derive(Debug)]
+struct Live {
+    host: HostPid,
+    leader: Steered,
+    /// The others, in the order of the plan.
+    threads: Vec<Steered>,
+    vdso: Present,
+}
+
+/// How the new tasks are seized.
+const SEIZED: Options = Options {
+    kill_on_tracer_death: true,
+    follow: true,
+    suspend_seccomp: true,
+};
+
+/// A restore under way. Dropping it kills all that it made.
+pub(super) struct Build<'a> {
+    plan: &'a Plan,
+    pages: &'a dyn PageReader,
+    lazy: bool,
+    live: BTreeMap<NsPid, Live>,
+    made: Made,
+    /// Helpers that got another id than the plan gave them.
+    aliases: BTreeMap<NsPid, NsPid>,
+    /// The number under which tasks hold the pidfd of this process.
+    service: RawFd,
+    /// Free in every task: the loop, then room to park the vDSO.
+    hole: PageRange,
+    shared: BTreeMap<u64, File>,
+    /// What a lazy restore leaves to be filled.
+    lazies: Vec<LazySpace>,
+}
+
+impl Build<'_> {
+    fn live(&mut self, pid: NsPid) -> Result<&mut Live> {
+        let real = self.aliases.get(&pid).copied().unwrap_or(pid);
+        self.live
+            .get_mut(&real)
+            .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))
+    }
+
+    /// The living tasks of the plan, parents first as far as pids tell.
+    pub(super) fn living(&self) -> Vec<NsPid> {
+        self.plan
+            .tasks
+            .values()
+            .filter(|t| t.body.is_some())
+            .map(|t| t.pid)
+            .collect()
+    }
+}
+
+/// Everything that was made, and dies with this value.
+#[derive(Debug, Default)]
+struct Made(Vec<HostPid>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            // gone already is fine
+            let _ = kill(Pid::from_raw(pid.0), Signal::SIGKILL);
+        }
+        for pid in &self.0 {
+            reap(*pid);
+        }
+    }
+}
+
+/// Waits until a tracee of ours is gone, as far as we are told.
+fn reap(pid: HostPid) {
+    loop {
+        match waitpid(Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Seizes, stops and hands over a task that runs.
+fn stop(pid: HostPid) -> Result<ptrace::Stopped> {
+    let seized = ptrace::seize(pid, SEIZED)?;
+    seized.interrupt()?;
+    match seized.wait()? {
+        ptrace::Waited::Stopped(s, _) => Ok(s),
+        ptrace::Waited::Gone(status) => Err(Error::bug(
+            format!("stop new task {pid}"),
+            format!("it is gone, wait status {status:#x}"),
+        )),
+    }
+}

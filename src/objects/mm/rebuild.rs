@@ -9,45 +9,8 @@ use std::collections::BTreeSet;
 
 use crate::base::{Error, NsPid, PAGE_SIZE, PageRange, Result};
 use crate::image::records::{MmEntry, VmaEntry};
+use crate::image::vma as status;
 use crate::sys::steer::{Arg, Batch};
-
-/// CRIU's bits in `VmaEntry::status`.
-pub mod status {
-    /// Belongs to the program.
-    pub const REGULAR: u32 = 1 << 0;
-    /// The main stack.
-    pub const STACK: u32 = 1 << 1;
-    /// `[vsyscall]`.
-    pub const VSYSCALL: u32 = 1 << 2;
-    /// `[vdso]`.
-    pub const VDSO: u32 = 1 << 3;
-    /// `[heap]`.
-    pub const HEAP: u32 = 1 << 5;
-    /// Private mapping of a file.
-    pub const FILE_PRIVATE: u32 = 1 << 6;
-    /// Shared mapping of a file.
-    pub const FILE_SHARED: u32 = 1 << 7;
-    /// Shared anonymous memory.
-    pub const ANON_SHARED: u32 = 1 << 8;
-    /// Private anonymous memory.
-    pub const ANON_PRIVATE: u32 = 1 << 9;
-    /// System V shared memory.
-    pub const SYSVIPC: u32 = 1 << 10;
-    /// A packet socket's ring.
-    pub const SOCKET: u32 = 1 << 11;
-    /// `[vvar]`.
-    pub const VVAR: u32 = 1 << 12;
-    /// An AIO ring.
-    pub const AIORING: u32 = 1 << 13;
-    /// The file is a memfd.
-    pub const MEMFD: u32 = 1 << 14;
-    /// A shadow stack.
-    pub const SHSTK: u32 = 1 << 15;
-    /// Not an area: guard pages inside one.
-    pub const GUARD: u32 = 1 << 16;
-    /// `[uprobes]`.
-    pub const UPROBES: u32 = 1 << 17;
-}
 
 /// What an area shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

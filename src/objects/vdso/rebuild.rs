@@ -65,10 +65,17 @@ impl Present {
     /// way of `parking` (free, as long as the whole), and returns where they
     /// will lie.
     pub fn relocate(&self, batch: &mut Batch, parking: u64, to: u64) -> Self {
-        let parked = self.shifted(parking);
-        move_pieces(batch, self, &parked);
+        let parked = self.parked(batch, parking);
         let there = self.shifted(to);
         move_pieces(batch, &parked, &there);
+        there
+    }
+
+    /// Adds the calls that move all areas to `to`, which is free, and returns
+    /// where they will lie.
+    pub fn parked(&self, batch: &mut Batch, to: u64) -> Self {
+        let there = self.shifted(to);
+        move_pieces(batch, self, &there);
         there
     }
 
