@@ -86,7 +86,7 @@ impl<'a> Plan<'a> {
         origin.ready()?;
         observer.at(Stage::PostSetupNamespaces, Some(root))?;
 
-        let mut holder = Holder::new(self.set, open_root(root)?)?;
+        let mut holder = Holder::new(self.set, pages, open_root(root)?)?;
         let service = holder.free_number(plan.tasks.values().map(|t| t.ids.files_id))?;
         let mut build = Build::begin(
             plan,

@@ -8,10 +8,16 @@ use std::path::Path;
 
 use nix::unistd::{Whence, lseek};
 
-use crate::base::{Error, Result, ResultExt};
-use crate::image::records::{FdTypes, FdinfoEntry, FileEntry, RegFileEntry};
+use super::memory::fill_file;
+use crate::base::{Error, PAGE_SIZE, Result, ResultExt};
+use crate::image::pages::Pagemap;
+use crate::image::records::{FdTypes, FdinfoEntry, FileEntry, MemfdInodeEntry, RegFileEntry};
 use crate::image::{Kind, Set};
-use crate::sys::fdops;
+use crate::memory::{Object, PageReader};
+use crate::sys::{fdops, shmem};
+
+/// The name that the kernel gives to shared anonymous memory.
+const SHARED_ANONYMOUS: &str = "/dev/zero";
 
 /// One descriptor of a task.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +31,9 @@ pub(in crate::engine) struct Slot {
 }
 
 /// The open files.
-#[derive(Debug)]
 pub(in crate::engine) struct Holder<'a> {
     set: &'a Set,
+    pages: &'a dyn PageReader,
     /// The container's root directory.
     root: OwnedFd,
     files: BTreeMap<u32, FileEntry>,
@@ -36,10 +42,15 @@ pub(in crate::engine) struct Holder<'a> {
 
 impl<'a> Holder<'a> {
     /// Reads which files there are.
-    pub(in crate::engine) fn new(set: &'a Set, root: OwnedFd) -> Result<Self> {
+    pub(in crate::engine) fn new(
+        set: &'a Set,
+        pages: &'a dyn PageReader,
+        root: OwnedFd,
+    ) -> Result<Self> {
         let files = set.all::<FileEntry>(Kind::Files, 0)?;
         Ok(Self {
             set,
+            pages,
             root,
             files: files.into_iter().map(|f| (f.id, f)).collect(),
             open: BTreeMap::new(),
@@ -57,6 +68,10 @@ impl<'a> Holder<'a> {
             .ok_or_else(|| Error::image("files", format!("have no file {id}")))?;
         let fd = match (file.r#type(), &file.reg) {
             (FdTypes::Reg, Some(reg)) => open_regular(&self.root, reg)?,
+            (FdTypes::Memfd, _) if file.memfd.is_some() => {
+                let inode = file.memfd.as_ref().map_or(0, |m| m.inode_id);
+                self.open_memfd(inode)?
+            }
             (kind, _) => {
                 return Err(Error::refused(
                     format!("file {id}"),
@@ -67,6 +82,27 @@ impl<'a> Holder<'a> {
         let raw = fd.as_raw_fd();
         self.open.insert(id, fd);
         Ok(raw)
+    }
+
+    fn open_memfd(&self, inode: u32) -> Result<OwnedFd> {
+        let what = format!("memfd inode {inode}");
+        let all = self.set.all::<MemfdInodeEntry>(Kind::Memfd, 0)?;
+        let entry = all
+            .iter()
+            .find(|m| m.inode_id == u64::from(inode))
+            .ok_or_else(|| Error::image(what.clone(), "is not in the image"))?;
+        if entry.name != SHARED_ANONYMOUS || entry.hugetlb_flag.unwrap_or(0) != 0 {
+            return Err(Error::refused(what, "is not carried"));
+        }
+        // what CRIU takes for a memfd is plain shared memory
+        let file = shmem::anonymous(entry.size.next_multiple_of(PAGE_SIZE))?;
+        if let Some(map) = Pagemap::of(self.set, Kind::PagemapShmem, entry.shmid)? {
+            for run in map.runs() {
+                fill_file(self.pages, &file, Object::Shared(entry.shmid), run)
+                    .context(|| what.clone())?;
+            }
+        }
+        Ok(file.into())
     }
 
     /// Whether the file with this id is the root directory itself.

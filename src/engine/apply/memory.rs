@@ -292,7 +292,12 @@ fn read_piece(reader: &dyn PageReader, object: Object, piece: PageRange) -> Resu
     Ok(buf)
 }
 
-fn fill_file(reader: &dyn PageReader, file: &File, object: Object, run: &Run) -> Result<()> {
+pub(super) fn fill_file(
+    reader: &dyn PageReader,
+    file: &File,
+    object: Object,
+    run: &Run,
+) -> Result<()> {
     if run.held() == Held::Zero {
         return Ok(());
     }
