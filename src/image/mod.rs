@@ -9,6 +9,7 @@
 //! returns an error that names file and record, never panics, and never sizes an
 //! allocation by a number that it has read.
 
+pub mod archive;
 mod dir;
 mod frame;
 mod kind;
