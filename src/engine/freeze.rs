@@ -51,6 +51,23 @@ impl Thread {
             .ok_or_else(|| Error::bug(format!("task {}", self.tid), "its tracee is in use"))
     }
 
+    /// Runs a batch in this thread by way of its leader's loop.
+    ///
+    /// # Errors
+    /// Those of [`steer::Steered::run`].
+    pub fn steer(&mut self, leader: &steer::Steered, batch: &steer::Batch) -> Result<steer::Results> {
+        let mut steered = match steer::Steered::thread(self.take()?, leader) {
+            Ok(s) => s,
+            Err((task, e)) => {
+                self.stopped = Some(task);
+                return Err(e);
+            }
+        };
+        let results = steered.run(batch);
+        self.stopped = Some(steered.forget()?);
+        results
+    }
+
     fn take(&mut self) -> Result<Stopped> {
         self.stopped
             .take()

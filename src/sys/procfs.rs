@@ -312,6 +312,15 @@ pub fn comm(pid: HostPid) -> Result<String> {
     Ok(String::from_utf8_lossy(raw.strip_suffix(b"\n").unwrap_or(&raw)).into_owned())
 }
 
+/// The name of one thread, without the newline.
+///
+/// # Errors
+/// ENOENT or ESRCH when there is no such thread.
+pub fn thread_comm(pid: HostPid, tid: HostPid) -> Result<String> {
+    let raw = read(pid, &format!("task/{tid}/comm"))?;
+    Ok(String::from_utf8_lossy(raw.strip_suffix(b"\n").unwrap_or(&raw)).into_owned())
+}
+
 /// Reads a symbolic link of `/proc/PID`, such as `exe` or `ns/mnt`.
 ///
 /// # Errors

@@ -1,0 +1,241 @@
+//! The order of a capture.
+//!
+//! A dump stops the tree, looks for strangers, asks every process what it is,
+//! writes records into a [`Set`] in memory, and notes which pages exist. No page
+//! is copied: they stay in the stopped tasks, and who needs them reads them
+//! there ([`Pages`]). So the freeze does not grow with memory unless the caller
+//! writes the pages inside it.
+//!
+//! Whatever fails, the tree goes on: [`Frozen`] lets it go when dropped.
+
+mod pages;
+mod process;
+
+pub use pages::{Pages, Run};
+
+use std::time::{Duration, Instant};
+
+use super::freeze::Tree;
+use super::hold::{self, Held};
+use super::options::{self, Observer, Stage};
+use crate::base::{Error, HostPid, Result};
+use crate::image::records::{InventoryEntry, Lsmtype, PluginsEntry, PstreeEntry};
+use crate::image::{Kind, Set};
+use crate::objects::files;
+use crate::objects::namespaces;
+use crate::objects::seccomp::capture::Filters;
+use crate::sys::ns;
+
+const IMAGE_VERSION: u32 = 2;
+
+/// A stopped tree that is being dumped. Dropped, all tasks go on.
+#[derive(Debug)]
+pub struct Frozen {
+    tree: Tree,
+}
+
+/// What a capture found.
+#[derive(Debug)]
+pub struct Captured {
+    /// All records.
+    pub set: Set,
+    /// Which pages exist, and a reader for them.
+    pub pages: Pages,
+    /// How long it took to stop the tree, and then to capture it.
+    pub times: Times,
+    /// How many tasks the tree has.
+    pub tasks: usize,
+}
+
+/// What the engine spent time on, for statistics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// From the first interrupt until all were stopped.
+    pub freezing: Duration,
+    /// From then on until all records stood in memory.
+    pub capture: Duration,
+}
+
+/// Stops the tree of a dump.
+///
+/// # Errors
+/// No such task; a task that cannot be stopped; tasks in the container that are
+/// not in the tree. All go on then.
+pub fn freeze(opts: &options::Dump) -> Result<Frozen> {
+    let tree = Tree::stop(opts.pid, opts.freeze_cgroup.as_deref())?;
+    Ok(Frozen { tree })
+}
+
+impl Frozen {
+    /// Captures the tree. The observer is told of `NetworkLock` once all are stopped.
+    ///
+    /// # Errors
+    /// An object that cannot be carried, by name; the observer's error.
+    pub fn capture(&mut self, opts: &options::Dump, observer: &mut dyn Observer) -> Result<Captured> {
+        let root = self.tree.root()?.pid;
+        let freezing = self.tree.since.elapsed();
+        let began = Instant::now();
+        self.check_members(root)?;
+        observer.at(Stage::NetworkLock, Some(root))?;
+        let mut set = Set::new();
+        let ids = namespaces::Ids::of_tree(root)?;
+        let mut spaces = namespaces::Capture::new(root, &ids, &namespace_policy(&opts.common))?;
+        let mut files = files::Capture::new(file_policy(&opts.common, &ids), root)?;
+        let mut filters = Filters::default();
+        let mut pages = pages::Collector::new(opts.lazy);
+        let cgroups = crate::objects::cgroup::Capture::new(root, cgroup_mode(opts.common.cgroups))?;
+        let mut shared = process::Sharing::default();
+        let tasks = self.tree.processes().len();
+        for index in 0..tasks {
+            let mut cx = process::Context {
+                set: &mut set,
+                ids: &ids,
+                files: &mut files,
+                filters: &mut filters,
+                pages: &mut pages,
+                cgroups: &cgroups,
+                sharing: &mut shared,
+            };
+            process::capture(&mut self.tree, index, &mut cx)?;
+            self.pstree(index, &mut set, opts.common.shell_job)?;
+        }
+        let contents = files.finish(&mut set)?;
+        pages.memfds(contents)?;
+        spaces.capture(&mut set)?;
+        cgroups.finish(&mut set)?;
+        set.put(Kind::Seccomp, 0, &filters.record());
+        set.put(Kind::Inventory, 0, &inventory(&ids, &cgroups));
+        let times = Times { freezing, capture: began.elapsed() };
+        tracing::info!(tasks, ?times.freezing, ?times.capture, "captured");
+        Ok(Captured { set, pages: pages.finish(), times, tasks })
+    }
+
+    /// Who is in the container but not in the tree would be left behind.
+    fn check_members(&self, root: HostPid) -> Result<()> {
+        let tree = self.tree.tids();
+        let strangers = crate::objects::cgroup::strangers(root, &tree)?;
+        match strangers.first() {
+            None => Ok(()),
+            Some(pid) => {
+                let name = crate::sys::procfs::comm(*pid).unwrap_or_default();
+                Err(Error::refused(
+                    format!("task {pid} ({name})"),
+                    format!("it is in the container of task {root} but not in its tree (an exec session?)"),
+                ))
+            }
+        }
+    }
+
+    fn pstree(&self, index: usize, set: &mut Set, shell_job: bool) -> Result<()> {
+        let all = self.tree.processes();
+        let p = all.get(index).ok_or_else(|| Error::bug("process tree", "no such process"))?;
+        let parent = p.parent.and_then(|i| all.get(i));
+        let (pgid, sid) = p.group_and_session();
+        let virt = p.virt();
+        let is_member = |id: i32| all.iter().any(|q| q.virt() == id || q.group_and_session().1 == id && id != 0);
+        if (sid == 0 || (index == 0 && sid != virt)) && !shell_job {
+            return Err(Error::refused(
+                format!("task {}", p.pid),
+                format!("it belongs to session {sid}, which lies outside of the tree (see --shell-job)"),
+            ));
+        }
+        if pgid == 0 && !shell_job || (index > 0 && !is_member(sid) && !shell_job) {
+            return Err(Error::refused(format!("task {}", p.pid), "its process group or session lies outside of the tree"));
+        }
+        let number = |n: i32| u32::try_from(n).unwrap_or(0);
+        let threads = p.alive().map(|a| a.threads.iter().map(|t| number(t.virt())).collect()).unwrap_or_else(|| vec![number(virt)]);
+        set.push(
+            Kind::Pstree,
+            0,
+            &PstreeEntry {
+                pid: number(virt),
+                ppid: parent.map_or(0, |q| number(q.virt())),
+                pgid: number(pgid),
+                sid: number(sid),
+                threads,
+            },
+        );
+        Ok(())
+    }
+
+    /// Lets the tree go on.
+    ///
+    /// # Errors
+    /// If a task cannot be let go.
+    pub fn resume(self) -> Result<()> {
+        self.tree.resume()
+    }
+
+    /// Kills the tree, and returns once it is dead.
+    ///
+    /// # Errors
+    /// If a task does not die.
+    pub fn kill(self) -> Result<()> {
+        self.tree.kill()
+    }
+
+    /// Moves all tasks into a control group of ours that is frozen, and detaches
+    /// from them: they stay, whatever becomes of us.
+    ///
+    /// # Errors
+    /// If there is no such group; all go on then.
+    pub fn hold(self) -> Result<Held> {
+        let root = self.tree.root()?.pid;
+        let pids: Vec<HostPid> = self.tree.processes().iter().filter(|p| p.alive().is_some()).map(|p| p.pid).collect();
+        let freezing = hold::begin(root, &pids)?;
+        let fds = match self.tree.detach() {
+            Ok(fds) => fds,
+            Err(e) => {
+                freezing.release()?;
+                return Err(e);
+            }
+        };
+        freezing.confirm(fds)
+    }
+
+    /// The stopped tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+}
+
+fn namespace_policy(common: &options::Common) -> namespaces::Policy {
+    namespaces::Policy {
+        ext_mnt: common.ext_mnt.clone(),
+        external: common.external.clone(),
+        skip_mnt: common.skip_mnt.clone(),
+        root: common.root.clone(),
+        empty_ns: common.empty_ns,
+        ..namespaces::Policy::default()
+    }
+}
+
+fn file_policy(common: &options::Common, ids: &namespaces::Ids) -> files::Policy {
+    files::Policy {
+        file_locks: common.file_locks,
+        ext_unix_sk: common.ext_unix_sk,
+        external: common.external.clone(),
+        net_ns_id: Some(ids.root_id(ns::Kind::Net)),
+        ..files::Policy::default()
+    }
+}
+
+fn inventory(ids: &namespaces::Ids, cgroups: &crate::objects::cgroup::Capture) -> InventoryEntry {
+    InventoryEntry {
+        img_version: IMAGE_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(ids.own()),
+        ns_per_id: Some(true),
+        root_cg_set: Some(cgroups.own_set()),
+        lsmtype: Some(Lsmtype::NoLsm.into()),
+        network_lock_method: Some(0),
+        plugins_entry: Some(PluginsEntry::default()),
+        dump_criu_run_id: Some(run_id()),
+        ..Default::default()
+    }
+}
+
+/// A random UUID, as CRIU's run ids are.
+fn run_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid").map(|s| s.trim().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,283 @@
+//! Which pages a captured tree has, and where they are: still in the tasks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::base::{Error, HostPid, PageRange, Result};
+use crate::image::pages::{PE_LAZY, PagesWriter};
+use crate::image::{Kind, Set};
+use crate::memory::held::{Content, HeldPages, Shared, Space};
+use crate::memory::{Object, PageReader, RangeSet, SpaceId};
+use crate::objects::files;
+use crate::objects::mm::capture::{Area, Kind as AreaKind};
+
+/// Bytes read and written at once.
+const PIECE: usize = 1 << 20;
+/// Threads that write pages; the kernel's copying is what takes the time.
+const WRITERS: usize = 2;
+
+/// Pages that exist, and whether they may come after the resume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Addresses, or byte offsets into a shared object.
+    pub range: PageRange,
+    /// May stay where they are for now.
+    pub lazy: bool,
+}
+
+/// All pages of a captured tree. The tasks must stay stopped while it is used.
+#[derive(Debug)]
+pub struct Pages {
+    /// Reads them in place.
+    pub held: HeldPages,
+    /// What exists, object by object.
+    pub runs: BTreeMap<Object, Vec<Run>>,
+}
+
+/// What a write of pages amounted to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes in pages files.
+    pub bytes: u64,
+    /// Bytes that were left in the tasks.
+    pub left: u64,
+}
+
+/// Gathers [`Pages`] while a tree is captured.
+#[derive(Debug)]
+pub(super) struct Collector {
+    lazy: bool,
+    spaces: Vec<Space>,
+    shared: Vec<Shared>,
+    runs: BTreeMap<Object, Vec<Run>>,
+}
+
+impl Collector {
+    pub(super) fn new(lazy: bool) -> Self {
+        Self { lazy, spaces: Vec::new(), shared: Vec::new(), runs: BTreeMap::new() }
+    }
+
+    /// Notes the pages of one address space; `number` is its task's pid in the
+    /// container. `eager` are pages that the task or the kernel touches at once.
+    pub(super) fn space(&mut self, number: u32, pid: HostPid, areas: &[Area], eager: &RangeSet) -> Result<()> {
+        let id = SpaceId(number);
+        let space = Space::open(id, pid)?;
+        let mut runs = Vec::new();
+        for area in areas {
+            let content = match area.kind {
+                AreaKind::PrivateAnon => Content::Anonymous,
+                AreaKind::PrivateFile => Content::Changed,
+                AreaKind::Vdso => {
+                    runs.push(Run { range: area.range, lazy: false });
+                    continue;
+                }
+                AreaKind::SharedAnon(ino) => {
+                    self.shared_memory(ino, &space, area.range)?;
+                    continue;
+                }
+                AreaKind::SharedFile | AreaKind::Memfd | AreaKind::Droppable | AreaKind::Vvar | AreaKind::Vsyscall => continue,
+            };
+            let may_wait = area.can_be_lazy();
+            for found in space.existing(area.range, content)? {
+                push(&mut runs, found, may_wait, eager);
+            }
+        }
+        self.runs.insert(Object::Private(id), runs);
+        self.spaces.push(space);
+        Ok(())
+    }
+
+    fn shared_memory(&mut self, ino: u64, space: &Space, area: PageRange) -> Result<()> {
+        let id = shared_id(ino)?;
+        if !self.runs.contains_key(&Object::Shared(id)) {
+            self.add_shared(Shared::open(id, space, area)?)?;
+        }
+        Ok(())
+    }
+
+    fn add_shared(&mut self, shared: Shared) -> Result<()> {
+        let runs = shared.existing()?.into_iter().map(|range| Run { range, lazy: false }).collect();
+        self.runs.insert(Object::Shared(shared.id()), runs);
+        self.shared.push(shared);
+        Ok(())
+    }
+
+    /// Contents of memfds, saved like shared memory.
+    pub(super) fn memfds(&mut self, contents: Vec<files::Contents>) -> Result<()> {
+        for c in contents {
+            self.add_shared(Shared::from_file(c.shmid, c.fd.into())?)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Pages {
+        if !self.lazy {
+            // nothing stays behind; the flag still tells CRIU what it could leave
+            tracing::debug!(objects = self.runs.len(), "all pages are eager");
+        }
+        let held = HeldPages::new(self.spaces.drain(..), self.shared.drain(..));
+        Pages { held, runs: self.runs }
+    }
+}
+
+/// The number of a shared memory object in images: its inode's.
+pub(super) fn shared_id(ino: u64) -> Result<u32> {
+    u32::try_from(ino).map_err(|_| Error::refused(format!("shared memory {ino}"), "its inode number is too large"))
+}
+
+/// Splits `found` at the borders of `eager`.
+fn push(runs: &mut Vec<Run>, found: PageRange, may_wait: bool, eager: &RangeSet) {
+    if !may_wait {
+        runs.push(Run { range: found, lazy: false });
+        return;
+    }
+    let mut at = found.start();
+    for e in eager.within(found) {
+        runs.extend(PageRange::new(at, e.start()).filter(|r| !r.is_empty()).map(|range| Run { range, lazy: true }));
+        runs.push(Run { range: e, lazy: false });
+        at = e.end();
+    }
+    runs.extend(PageRange::new(at, found.end()).filter(|r| !r.is_empty()).map(|range| Run { range, lazy: true }));
+}
+
+/// A stretch of one pages file: its offset, and the runs it is made of.
+struct Piece {
+    writer: usize,
+    offset: u64,
+    parts: Vec<(Object, PageRange)>,
+}
+
+impl Pages {
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> u64 {
+        self.runs.values().flatten().map(|r| r.range.len()).sum()
+    }
+
+    /// Writes pages files into `dir` and their pagemaps into `set`. With
+    /// `leave_lazy`, pages that may wait stay in the tasks and are only listed.
+    ///
+    /// # Errors
+    /// A page that cannot be read; write(2).
+    pub fn write(&self, dir: &Path, set: &mut Set, leave_lazy: bool) -> Result<Written> {
+        let mut done = Written::default();
+        let mut writers = Vec::with_capacity(self.runs.len());
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (number, (object, runs)) in (1u32..).zip(&self.runs) {
+            let mut writer = PagesWriter::create(dir, number)?;
+            let index = writers.len();
+            for run in runs {
+                if run.lazy && leave_lazy {
+                    writer.mark(run.range, PE_LAZY);
+                    done.left += run.range.len();
+                    continue;
+                }
+                let offset = writer.reserve(run.range, run.lazy)?;
+                cut(&mut pieces, index, offset, *object, run.range);
+            }
+            writers.push((writer, *object));
+        }
+        self.copy(&writers, &pieces)?;
+        for (writer, object) in writers {
+            done.bytes += match object {
+                Object::Private(id) => writer.finish(set, Kind::Pagemap, id.0)?,
+                Object::Shared(id) => writer.finish(set, Kind::PagemapShmem, id)?,
+            };
+        }
+        Ok(done)
+    }
+
+    fn copy(&self, writers: &[(PagesWriter, Object)], pieces: &[Piece]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            let mut buf = vec![0u8; PIECE];
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut filled = 0;
+                for (object, range) in &piece.parts {
+                    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+                    let part = buf.get_mut(filled..filled.saturating_add(len));
+                    let part = part.ok_or_else(|| Error::bug("write pages", "a piece is larger than its buffer"))?;
+                    self.held.read(*object, range.start(), part)?;
+                    filled += len;
+                }
+                let (writer, _) = writers.get(piece.writer).ok_or_else(|| Error::bug("write pages", "no such file"))?;
+                writer.fill(piece.offset, buf.get(..filled).unwrap_or(&[]))?;
+            }
+            Ok(())
+        };
+        if pieces.len() < 2 * WRITERS {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..WRITERS).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            others.into_iter().fold(mine, |first, t| {
+                first.and(t.join().unwrap_or_else(|_| Err(Error::bug("write pages", "a thread panicked"))))
+            })
+        })
+    }
+}
+
+/// Cuts a run into pieces of at most [`PIECE`] bytes, the first of which joins
+/// the last one of the same file if it fits.
+fn cut(pieces: &mut Vec<Piece>, writer: usize, mut offset: u64, object: Object, range: PageRange) {
+    let mut at = range.start();
+    while at < range.end() {
+        let room = match pieces.last() {
+            Some(p) if p.writer == writer => PIECE as u64 - p.parts.iter().map(|(_, r)| r.len()).sum::<u64>(),
+            _ => 0,
+        };
+        let take = if room > 0 { room } else { PIECE as u64 }.min(range.end() - at);
+        let Some(part) = PageRange::new(at, at + take) else { return };
+        match pieces.last_mut() {
+            Some(p) if room > 0 => p.parts.push((object, part)),
+            _ => pieces.push(Piece { writer, offset, parts: vec![(object, part)] }),
+        }
+        at += take;
+        offset += take;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, pages: u64) -> PageRange {
+        PageRange::with_pages(start << 12, pages).unwrap()
+    }
+
+    #[test]
+    fn pages_that_are_touched_at_once_are_cut_out_of_lazy_runs() {
+        let mut eager = RangeSet::new();
+        eager.insert(range(4, 2));
+        let mut runs = Vec::new();
+        push(&mut runs, range(0, 10), true, &eager);
+        assert_eq!(
+            runs,
+            [
+                Run { range: range(0, 4), lazy: true },
+                Run { range: range(4, 2), lazy: false },
+                Run { range: range(6, 4), lazy: true }
+            ]
+        );
+    }
+
+    #[test]
+    fn pieces_cover_every_run_once_and_stay_under_their_size() {
+        let mut pieces = Vec::new();
+        let mut offset = 0;
+        let object = Object::Shared(1);
+        for (start, pages) in [(0, 3), (10, 600), (900, 1)] {
+            cut(&mut pieces, 0, offset, object, range(start, pages));
+            offset += pages << 12;
+        }
+        let mut at = 0;
+        for p in &pieces {
+            assert_eq!(p.offset, at);
+            let len: u64 = p.parts.iter().map(|(_, r)| r.len()).sum();
+            assert!(len <= PIECE as u64);
+            at += len;
+        }
+        assert_eq!(at, offset);
+    }
+}
