@@ -6,7 +6,7 @@
 //! control group or pid namespace of the container but not in the tree is
 //! another one's concern ([`crate::objects::cgroup`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::objects::signals::capture::delivery;
 use crate::objects::thread::capture::{Delivery, Settled, settle};
 use crate::sys::procfs::{self, Stat, Status};
 use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
+use crate::sys::cgroup::{self, Prefrozen};
 use crate::sys::{pidfd, steer};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
@@ -147,6 +148,7 @@ impl Process {
 #[derive(Debug)]
 pub struct Tree {
     processes: Vec<Process>,
+    prefrozen: Option<Prefrozen>,
     /// Time from the first interrupt.
     pub since: Instant,
 }
@@ -179,22 +181,40 @@ impl Tree {
         read_before(root, &mut before);
         let mut tree = Self {
             processes: Vec::new(),
+            prefrozen: cgroup::prefrozen(root)?,
             since: Instant::now(),
         };
-        tree.add(root, None, &mut before)?;
+        let mut caught = HashMap::new();
+        if let Some(frozen) = &tree.prefrozen {
+            // frozen tasks reach no stop, so all are interrupted before the thaw
+            catch(root, &mut caught)?;
+            tracing::debug!(cgroup = frozen.dir().path(), "was frozen when we came");
+            frozen.thaw()?;
+        }
+        tree.collect(root, &mut before, &mut caught)?;
+        Ok(tree)
+    }
+
+    fn collect(
+        &mut self,
+        root: HostPid,
+        before: &mut Vec<(HostPid, Before)>,
+        caught: &mut Caught,
+    ) -> Result<()> {
+        self.add(root, None, before, caught)?;
         let mut at = 0;
-        while at < tree.processes.len() {
-            let Some(p) = tree.processes.get(at) else {
+        while at < self.processes.len() {
+            let Some(p) = self.processes.get(at) else {
                 break;
             };
             if matches!(p.body, Body::Alive(_)) {
                 for child in procfs::children(p.pid)? {
-                    tree.add(child, Some(at), &mut before)?;
+                    self.add(child, Some(at), before, caught)?;
                 }
             }
             at += 1;
         }
-        Ok(tree)
+        Ok(())
     }
 
     fn add(
@@ -202,6 +222,7 @@ impl Tree {
         pid: HostPid,
         parent: Option<usize>,
         before: &mut Vec<(HostPid, Before)>,
+        caught: &mut Caught,
     ) -> Result<()> {
         if self.processes.len() >= limits::MAX_TASKS {
             return Err(Error::refused(
@@ -224,7 +245,7 @@ impl Tree {
                 .iter()
                 .position(|(p, _)| *p == pid)
                 .map(|i| before.swap_remove(i).1);
-            Body::Alive(stop_process(pid, fd, before.unwrap_or_default())?)
+            Body::Alive(stop_process(pid, fd, before.unwrap_or_default(), caught.remove(&pid).unwrap_or_default())?)
         };
         self.processes.push(Process {
             pid,
@@ -335,6 +356,10 @@ impl Tree {
 
     fn release(&mut self) -> Result<()> {
         let mut first = Ok(());
+        let frozen = self.prefrozen.take();
+        if let Some(frozen) = &frozen {
+            first = frozen.refreeze_begin();
+        }
         // children first: a parent that runs could see a stopped child
         for p in self.processes.iter_mut().rev() {
             let Body::Alive(a) = &mut p.body else {
@@ -353,7 +378,10 @@ impl Tree {
                 }
             }
         }
-        first
+        match frozen {
+            Some(frozen) => first.and(frozen.refreeze()),
+            None => first,
+        }
     }
 
     /// Kills the tree, and waits until every process is gone or a zombie.
@@ -411,31 +439,51 @@ fn read_before(root: HostPid, all: &mut Vec<(HostPid, Before)>) {
     }
 }
 
-fn stop_process(pid: HostPid, fd: OwnedFd, before: Before) -> Result<Alive> {
-    let options = Options {
-        suspend_seccomp: true,
-        ..Options::default()
-    };
-    let mut seen = HashSet::new();
+/// Threads that have been interrupted and not yet been seen to stop.
+type Caught = HashMap<HostPid, Vec<Seized>>;
+
+/// Interrupts the threads of `pid` that are not in `seen` yet.
+fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
+    let options = Options { suspend_seccomp: true, ..Options::default() };
+    let mut fresh = Vec::new();
+    for tid in procfs::threads(pid)? {
+        if !seen.insert(tid) {
+            continue;
+        }
+        match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
+            Ok(s) => fresh.push(s),
+            // it ended between listing and seizing
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(e) => return Err(why_not(tid, e)),
+        }
+    }
+    Ok(fresh)
+}
+
+/// Interrupts the whole tree under `pid`, waiting for nothing.
+fn catch(pid: HostPid, caught: &mut Caught) -> Result<()> {
+    let mut queue = vec![pid];
+    while let Some(pid) = queue.pop() {
+        if matches!(procfs::stat(pid)?.state, b'Z' | b'X') {
+            continue;
+        }
+        caught.insert(pid, interrupt(pid, &mut HashSet::new())?);
+        queue.extend(procfs::children(pid)?);
+    }
+    Ok(())
+}
+
+fn stop_process(pid: HostPid, fd: OwnedFd, before: Before, caught: Vec<Seized>) -> Result<Alive> {
+    let mut seen: HashSet<HostPid> = caught.iter().map(Seized::tid).collect();
+    let mut fresh = caught;
     let mut stopped: Vec<(Stopped, Stop)> = Vec::new();
     let mut stop = || -> Result<()> {
         loop {
-            let mut fresh = Vec::new();
-            for tid in procfs::threads(pid)? {
-                if !seen.insert(tid) {
-                    continue;
-                }
-                match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
-                    Ok(s) => fresh.push(s),
-                    // it ended between listing and seizing
-                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(e) => return Err(why_not(tid, e)),
-                }
-            }
+            fresh.extend(interrupt(pid, &mut seen)?);
             if fresh.is_empty() {
                 return Ok(());
             }
-            for s in fresh {
+            for s in fresh.drain(..) {
                 if let Some(pair) = wait_stopped(s)? {
                     stopped.push(pair);
                 }
@@ -445,6 +493,12 @@ fn stop_process(pid: HostPid, fd: OwnedFd, before: Before) -> Result<Alive> {
     if let Err(e) = stop() {
         for (s, _) in stopped {
             let _ = s.detach(0);
+        }
+        // what does not stop now is let go when this thread ends
+        for s in fresh {
+            if let Ok(Some((s, _))) = wait_stopped(s) {
+                let _ = s.detach(0);
+            }
         }
         return Err(e);
     }

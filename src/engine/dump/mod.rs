@@ -62,7 +62,7 @@ pub struct Times {
 /// No such task; a task that cannot be stopped; tasks in the container that are
 /// not in the tree. All go on then.
 pub fn freeze(opts: &options::Dump) -> Result<Frozen> {
-    let tree = Tree::stop(opts.pid, opts.freeze_cgroup.as_deref())?;
+    let tree = Tree::stop(opts.pid)?;
     Ok(Frozen { tree })
 }
 
@@ -78,9 +78,8 @@ impl Frozen {
         self.check_members(root)?;
         observer.at(Stage::NetworkLock, Some(root))?;
         let mut set = Set::new();
-        let ids = namespaces::Ids::of_tree(root)?;
-        let mut spaces = namespaces::Capture::new(root, &ids, &namespace_policy(&opts.common))?;
-        let mut files = files::Capture::new(file_policy(&opts.common, &ids), root)?;
+        let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
+        let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
         let mut pages = pages::Collector::new(opts.lazy);
         let cgroups = crate::objects::cgroup::Capture::new(root, cgroup_mode(opts.common.cgroups))?;
@@ -89,7 +88,7 @@ impl Frozen {
         for index in 0..tasks {
             let mut cx = process::Context {
                 set: &mut set,
-                ids: &ids,
+                namespaces: &spaces,
                 files: &mut files,
                 filters: &mut filters,
                 pages: &mut pages,
@@ -104,7 +103,7 @@ impl Frozen {
         spaces.capture(&mut set)?;
         cgroups.finish(&mut set)?;
         set.put(Kind::Seccomp, 0, &filters.record());
-        set.put(Kind::Inventory, 0, &inventory(&ids, &cgroups));
+        set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
         let times = Times { freezing, capture: began.elapsed() };
         tracing::info!(tasks, ?times.freezing, ?times.capture, "captured");
         Ok(Captured { set, pages: pages.finish(), times, tasks })
@@ -204,9 +203,7 @@ fn namespace_policy(common: &options::Common) -> namespaces::Policy {
         ext_mnt: common.ext_mnt.clone(),
         external: common.external.clone(),
         skip_mnt: common.skip_mnt.clone(),
-        root: common.root.clone(),
         empty_ns: common.empty_ns,
-        ..namespaces::Policy::default()
     }
 }
 
@@ -220,11 +217,11 @@ fn file_policy(common: &options::Common, ids: &namespaces::Ids) -> files::Policy
     }
 }
 
-fn inventory(ids: &namespaces::Ids, cgroups: &crate::objects::cgroup::Capture) -> InventoryEntry {
+fn inventory(spaces: &namespaces::Capture, cgroups: &crate::objects::cgroup::Capture) -> InventoryEntry {
     InventoryEntry {
         img_version: IMAGE_VERSION,
         fdinfo_per_id: Some(true),
-        root_ids: Some(ids.own()),
+        root_ids: Some(spaces.own_ids()),
         ns_per_id: Some(true),
         root_cg_set: Some(cgroups.own_set()),
         lsmtype: Some(Lsmtype::NoLsm.into()),

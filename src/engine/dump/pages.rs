@@ -192,7 +192,7 @@ impl Pages {
         let work = || -> Result<()> {
             let mut buf = vec![0u8; PIECE];
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut filled = 0;
+                let mut filled = 0usize;
                 for (object, range) in &piece.parts {
                     let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
                     let part = buf.get_mut(filled..filled.saturating_add(len));

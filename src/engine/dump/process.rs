@@ -24,7 +24,7 @@ use crate::sys::{kcmp, ptrace};
 /// What the capture of all processes shares.
 pub(super) struct Context<'a> {
     pub(super) set: &'a mut Set,
-    pub(super) ids: &'a namespaces::Ids,
+    pub(super) namespaces: &'a namespaces::Capture,
     pub(super) files: &'a mut files::Capture,
     pub(super) filters: &'a mut Filters,
     pub(super) pages: &'a mut Collector,
@@ -232,13 +232,13 @@ fn cores(
             futex_rla,
             futex_rla_len: u32::try_from(futex_rla_len).unwrap_or(0),
             blk_sigset: Some(t.mask),
-            sas: Some(asked.sas),
+            sas: Some(asked.sas.clone()),
             pdeath_sig: asked.pdeath,
             signals_p: Some(signals::capture::queue(stopped, false)?),
             creds: Some(credentials::capture::record(&t.status, told.answers.securebits, lsm.clone())),
             seccomp_mode: Some(seccomp_mode(t.status.seccomp)),
             comm: Some(procfs::thread_comm(pid, t.tid)?),
-            rseq_entry: t.settled.rseq,
+            rseq_entry: t.settled.rseq.clone(),
             cg_set: Some(cx.cgroups.of(t.tid)?),
             ..Default::default()
         };
@@ -300,7 +300,7 @@ fn descriptors(pid: HostPid, virt: u32, alive: &Alive, cx: &mut Context<'_>) -> 
     // numbers of objects that nobody shares: any that differ will do
     let own = virt.saturating_add(1);
     let mut ids = TaskKobjIdsEntry { vm_id: own, files_id, fs_id: own, sighand_id: own, ..Default::default() };
-    cx.ids.fill(pid, &mut ids)?;
+    cx.namespaces.fill_ids(pid, &mut ids)?;
     cx.set.put(Kind::Ids, virt, &ids);
     let (cwd_id, root_id) = cx.files.cwd_root(pid)?;
     let umask = alive.threads.first().map(|t| t.status.umask);
@@ -321,7 +321,7 @@ fn memory(
     // neighbours often map the same file: ask once
     let mut last: Option<((u32, u32), u64, bool, files::Mapped)> = None;
     for area in areas {
-        let mut entry = area.entry;
+        let mut entry = area.entry.clone();
         if area.has_file() {
             let key = (area.map.dev, area.map.ino, area.entry.fdflags == Some(libc::O_RDWR.cast_unsigned()));
             let mapped = match last {
