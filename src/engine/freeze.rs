@@ -6,7 +6,7 @@
 //! control group or pid namespace of the container but not in the tree is
 //! another one's concern ([`crate::objects::cgroup`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -272,7 +272,7 @@ impl Tree {
     }
 
     /// All ids of its threads, as we see them.
-    pub fn tids(&self) -> HashSet<HostPid> {
+    pub fn tids(&self) -> BTreeSet<HostPid> {
         self.processes
             .iter()
             .flat_map(|p| {
@@ -336,22 +336,6 @@ impl Tree {
     /// The first failure; the rest is let go all the same.
     pub fn resume(mut self) -> Result<()> {
         self.release()
-    }
-
-    /// Detaches from all tasks, which a freezer holds by now, and gives their
-    /// pidfds away.
-    ///
-    /// # Errors
-    /// The first failure; the rest is detached all the same.
-    pub fn detach(mut self) -> Result<Vec<(HostPid, OwnedFd)>> {
-        let done = self.release();
-        let mut fds = Vec::new();
-        for p in self.processes.drain(..) {
-            if let Body::Alive(a) = p.body {
-                fds.push((p.pid, a.pidfd));
-            }
-        }
-        done.map(|()| fds)
     }
 
     fn release(&mut self) -> Result<()> {

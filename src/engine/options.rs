@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::base::{HostPid, Result};
+pub use crate::objects::cgroup::Mode as CgroupMode;
 
 /// What dump and restore have in common.
 #[derive(Debug, Default)]
@@ -31,24 +32,6 @@ pub struct Common {
     pub cg_root: Vec<(Option<String>, String)>,
     /// `--empty-ns`: CLONE_NEW* bits of namespaces whose content is not carried.
     pub empty_ns: u64,
-}
-
-/// How control group properties are carried; CRIU's words.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupMode {
-    /// Membership and properties are not touched.
-    Ignore,
-    /// Directories are made where missing; properties only of those we made.
-    #[default]
-    Soft,
-    /// Directories are made, no properties.
-    None,
-    /// Properties only.
-    Props,
-    /// As soft, properties always.
-    Full,
-    /// Directories must not exist.
-    Strict,
 }
 
 /// A dump.

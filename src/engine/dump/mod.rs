@@ -16,13 +16,12 @@ pub use pages::{Pages, Run};
 use std::time::{Duration, Instant};
 
 use super::freeze::Tree;
-use super::hold::{self, Held};
+use super::hold::{self, Hold, Verdict};
 use super::options::{self, Observer, Stage};
 use crate::base::{Error, HostPid, Result};
 use crate::image::records::{InventoryEntry, Lsmtype, PluginsEntry, PstreeEntry};
 use crate::image::{Kind, Set};
-use crate::objects::files;
-use crate::objects::namespaces;
+use crate::objects::{cgroup, files, namespaces};
 use crate::objects::seccomp::capture::Filters;
 use crate::sys::ns;
 
@@ -82,7 +81,8 @@ impl Frozen {
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
         let mut pages = pages::Collector::new(opts.lazy);
-        let cgroups = crate::objects::cgroup::Capture::new(root, cgroup_mode(opts.common.cgroups))?;
+        let tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
+        let cgroups = cgroup::capture(&tids, opts.common.cgroups)?;
         let mut shared = process::Sharing::default();
         let tasks = self.tree.processes().len();
         for index in 0..tasks {
@@ -101,7 +101,7 @@ impl Frozen {
         let contents = files.finish(&mut set)?;
         pages.memfds(contents)?;
         spaces.capture(&mut set)?;
-        cgroups.finish(&mut set)?;
+        cgroups.write(&mut set);
         set.put(Kind::Seccomp, 0, &filters.record());
         set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
         let times = Times { freezing, capture: began.elapsed() };
@@ -112,7 +112,7 @@ impl Frozen {
     /// Who is in the container but not in the tree would be left behind.
     fn check_members(&self, root: HostPid) -> Result<()> {
         let tree = self.tree.tids();
-        let strangers = crate::objects::cgroup::strangers(root, &tree)?;
+        let strangers = cgroup::strangers(root, &tree)?;
         match strangers.first() {
             None => Ok(()),
             Some(pid) => {
@@ -178,18 +178,24 @@ impl Frozen {
     ///
     /// # Errors
     /// If there is no such group; all go on then.
-    pub fn hold(self) -> Result<Held> {
+    pub fn hold(self) -> Result<Hold> {
         let root = self.tree.root()?.pid;
-        let pids: Vec<HostPid> = self.tree.processes().iter().filter(|p| p.alive().is_some()).map(|p| p.pid).collect();
-        let freezing = hold::begin(root, &pids)?;
-        let fds = match self.tree.detach() {
-            Ok(fds) => fds,
-            Err(e) => {
-                freezing.release()?;
-                return Err(e);
+        let mut tasks = Vec::new();
+        for p in self.tree.processes() {
+            if let Some(alive) = p.alive() {
+                let pidfd = alive.pidfd.try_clone().map_err(|e| Error::os(format!("duplicate the pidfd of task {}", p.pid), e))?;
+                tasks.push(hold::Task { pid: p.pid, pidfd });
             }
-        };
-        freezing.confirm(fds)
+        }
+        let hold = Hold::begin(root, tasks)?;
+        match self.tree.resume().and_then(|()| hold.confirm()) {
+            Ok(()) => Ok(hold),
+            // nothing was granted: they may go on
+            Err(e) => match hold.release(Verdict::NeverGranted) {
+                Ok(()) => Err(e),
+                Err(both) => Err(e.within(format!("hold task {root} (and letting it go failed too: {})", both.1))),
+            },
+        }
     }
 
     /// The stopped tree.
@@ -198,8 +204,8 @@ impl Frozen {
     }
 }
 
-fn namespace_policy(common: &options::Common) -> namespaces::Policy {
-    namespaces::Policy {
+fn namespace_policy(common: &options::Common) -> namespaces::CapturePolicy {
+    namespaces::CapturePolicy {
         ext_mnt: common.ext_mnt.clone(),
         external: common.external.clone(),
         skip_mnt: common.skip_mnt.clone(),
@@ -207,7 +213,7 @@ fn namespace_policy(common: &options::Common) -> namespaces::Policy {
     }
 }
 
-fn file_policy(common: &options::Common, ids: &namespaces::Ids) -> files::Policy {
+fn file_policy(common: &options::Common, ids: &namespaces::ids::Ids) -> files::Policy {
     files::Policy {
         file_locks: common.file_locks,
         ext_unix_sk: common.ext_unix_sk,
@@ -217,7 +223,7 @@ fn file_policy(common: &options::Common, ids: &namespaces::Ids) -> files::Policy
     }
 }
 
-fn inventory(spaces: &namespaces::Capture, cgroups: &crate::objects::cgroup::Capture) -> InventoryEntry {
+fn inventory(spaces: &namespaces::Capture, cgroups: &cgroup::Cgroups) -> InventoryEntry {
     InventoryEntry {
         img_version: IMAGE_VERSION,
         fdinfo_per_id: Some(true),

@@ -28,7 +28,7 @@ pub(super) struct Context<'a> {
     pub(super) files: &'a mut files::Capture,
     pub(super) filters: &'a mut Filters,
     pub(super) pages: &'a mut Collector,
-    pub(super) cgroups: &'a mut cgroup::Capture,
+    pub(super) cgroups: &'a cgroup::Cgroups,
     pub(super) sharing: &'a mut Sharing,
 }
 
@@ -239,7 +239,7 @@ fn cores(
             seccomp_mode: Some(seccomp_mode(t.status.seccomp)),
             comm: Some(procfs::thread_comm(pid, t.tid)?),
             rseq_entry: t.settled.rseq.clone(),
-            cg_set: Some(cx.cgroups.of(t.tid)?),
+            cg_set: cx.cgroups.set_of(t.tid),
             ..Default::default()
         };
         if t.status.seccomp == SeccompMode::Filter as u32 {
