@@ -14,9 +14,9 @@ use crate::base::{Error, HostPid, Result, limits};
 use crate::objects::mm::capture::Before;
 use crate::objects::signals::capture::delivery;
 use crate::objects::thread::capture::{Delivery, Settled, settle};
+use crate::sys::cgroup::{self, Prefrozen};
 use crate::sys::procfs::{self, Stat, Status};
 use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
-use crate::sys::cgroup::{self, Prefrozen};
 use crate::sys::{pidfd, steer};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
@@ -56,7 +56,11 @@ impl Thread {
     ///
     /// # Errors
     /// Those of [`steer::Steered::run`].
-    pub fn steer(&mut self, leader: &steer::Steered, batch: &steer::Batch) -> Result<steer::Results> {
+    pub fn steer(
+        &mut self,
+        leader: &steer::Steered,
+        batch: &steer::Batch,
+    ) -> Result<steer::Results> {
         let mut steered = match steer::Steered::thread(self.take()?, leader) {
             Ok(s) => s,
             Err((task, e)) => {
@@ -245,7 +249,12 @@ impl Tree {
                 .iter()
                 .position(|(p, _)| *p == pid)
                 .map(|i| before.swap_remove(i).1);
-            Body::Alive(stop_process(pid, fd, before.unwrap_or_default(), caught.remove(&pid).unwrap_or_default())?)
+            Body::Alive(stop_process(
+                pid,
+                fd,
+                before.unwrap_or_default(),
+                caught.remove(&pid).unwrap_or_default(),
+            )?)
         };
         self.processes.push(Process {
             pid,
@@ -428,7 +437,10 @@ type Caught = HashMap<HostPid, Vec<Seized>>;
 
 /// Interrupts the threads of `pid` that are not in `seen` yet.
 fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
-    let options = Options { suspend_seccomp: true, ..Options::default() };
+    let options = Options {
+        suspend_seccomp: true,
+        ..Options::default()
+    };
     let mut fresh = Vec::new();
     for tid in procfs::threads(pid)? {
         if !seen.insert(tid) {

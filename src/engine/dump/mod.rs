@@ -21,8 +21,8 @@ use super::options::{self, Observer, Stage};
 use crate::base::{Error, HostPid, Result};
 use crate::image::records::{InventoryEntry, Lsmtype, PluginsEntry, PstreeEntry};
 use crate::image::{Kind, Set};
-use crate::objects::{cgroup, files, namespaces};
 use crate::objects::seccomp::capture::Filters;
+use crate::objects::{cgroup, files, namespaces};
 use crate::sys::ns;
 
 const IMAGE_VERSION: u32 = 2;
@@ -70,7 +70,11 @@ impl Frozen {
     ///
     /// # Errors
     /// An object that cannot be carried, by name; the observer's error.
-    pub fn capture(&mut self, opts: &options::Dump, observer: &mut dyn Observer) -> Result<Captured> {
+    pub fn capture(
+        &mut self,
+        opts: &options::Dump,
+        observer: &mut dyn Observer,
+    ) -> Result<Captured> {
         let root = self.tree.root()?.pid;
         let freezing = self.tree.since.elapsed();
         let began = Instant::now();
@@ -104,9 +108,17 @@ impl Frozen {
         cgroups.write(&mut set);
         set.put(Kind::Seccomp, 0, &filters.record());
         set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
-        let times = Times { freezing, capture: began.elapsed() };
+        let times = Times {
+            freezing,
+            capture: began.elapsed(),
+        };
         tracing::info!(tasks, ?times.freezing, ?times.capture, "captured");
-        Ok(Captured { set, pages: pages.finish(), times, tasks })
+        Ok(Captured {
+            set,
+            pages: pages.finish(),
+            times,
+            tasks,
+        })
     }
 
     /// Who is in the container but not in the tree would be left behind.
@@ -119,7 +131,9 @@ impl Frozen {
                 let name = crate::sys::procfs::comm(*pid).unwrap_or_default();
                 Err(Error::refused(
                     format!("task {pid} ({name})"),
-                    format!("it is in the container of task {root} but not in its tree (an exec session?)"),
+                    format!(
+                        "it is in the container of task {root} but not in its tree (an exec session?)"
+                    ),
                 ))
             }
         }
@@ -127,22 +141,35 @@ impl Frozen {
 
     fn pstree(&self, index: usize, set: &mut Set, shell_job: bool) -> Result<()> {
         let all = self.tree.processes();
-        let p = all.get(index).ok_or_else(|| Error::bug("process tree", "no such process"))?;
+        let p = all
+            .get(index)
+            .ok_or_else(|| Error::bug("process tree", "no such process"))?;
         let parent = p.parent.and_then(|i| all.get(i));
         let (pgid, sid) = p.group_and_session();
         let virt = p.virt();
-        let is_member = |id: i32| all.iter().any(|q| q.virt() == id || q.group_and_session().1 == id && id != 0);
+        let is_member = |id: i32| {
+            all.iter()
+                .any(|q| q.virt() == id || q.group_and_session().1 == id && id != 0)
+        };
         if (sid == 0 || (index == 0 && sid != virt)) && !shell_job {
             return Err(Error::refused(
                 format!("task {}", p.pid),
-                format!("it belongs to session {sid}, which lies outside of the tree (see --shell-job)"),
+                format!(
+                    "it belongs to session {sid}, which lies outside of the tree (see --shell-job)"
+                ),
             ));
         }
         if pgid == 0 && !shell_job || (index > 0 && !is_member(sid) && !shell_job) {
-            return Err(Error::refused(format!("task {}", p.pid), "its process group or session lies outside of the tree"));
+            return Err(Error::refused(
+                format!("task {}", p.pid),
+                "its process group or session lies outside of the tree",
+            ));
         }
         let number = |n: i32| u32::try_from(n).unwrap_or(0);
-        let threads = p.alive().map(|a| a.threads.iter().map(|t| number(t.virt())).collect()).unwrap_or_else(|| vec![number(virt)]);
+        let threads = p
+            .alive()
+            .map(|a| a.threads.iter().map(|t| number(t.virt())).collect())
+            .unwrap_or_else(|| vec![number(virt)]);
         set.push(
             Kind::Pstree,
             0,
@@ -183,7 +210,10 @@ impl Frozen {
         let mut tasks = Vec::new();
         for p in self.tree.processes() {
             if let Some(alive) = p.alive() {
-                let pidfd = alive.pidfd.try_clone().map_err(|e| Error::os(format!("duplicate the pidfd of task {}", p.pid), e))?;
+                let pidfd = alive
+                    .pidfd
+                    .try_clone()
+                    .map_err(|e| Error::os(format!("duplicate the pidfd of task {}", p.pid), e))?;
                 tasks.push(hold::Task { pid: p.pid, pidfd });
             }
         }
@@ -193,7 +223,10 @@ impl Frozen {
             // nothing was granted: they may go on
             Err(e) => match hold.release(Verdict::NeverGranted) {
                 Ok(()) => Err(e),
-                Err(both) => Err(e.within(format!("hold task {root} (and letting it go failed too: {})", both.1))),
+                Err(both) => Err(e.within(format!(
+                    "hold task {root} (and letting it go failed too: {})",
+                    both.1
+                ))),
             },
         }
     }
@@ -240,5 +273,7 @@ fn inventory(spaces: &namespaces::Capture, cgroups: &cgroup::Cgroups) -> Invento
 
 /// A random UUID, as CRIU's run ids are.
 fn run_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid").map(|s| s.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_default()
 }

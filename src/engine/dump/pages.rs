@@ -55,12 +55,23 @@ pub(super) struct Collector {
 
 impl Collector {
     pub(super) fn new(lazy: bool) -> Self {
-        Self { lazy, spaces: Vec::new(), shared: Vec::new(), runs: BTreeMap::new() }
+        Self {
+            lazy,
+            spaces: Vec::new(),
+            shared: Vec::new(),
+            runs: BTreeMap::new(),
+        }
     }
 
     /// Notes the pages of one address space; `number` is its task's pid in the
     /// container. `eager` are pages that the task or the kernel touches at once.
-    pub(super) fn space(&mut self, number: u32, pid: HostPid, areas: &[Area], eager: &RangeSet) -> Result<()> {
+    pub(super) fn space(
+        &mut self,
+        number: u32,
+        pid: HostPid,
+        areas: &[Area],
+        eager: &RangeSet,
+    ) -> Result<()> {
         let id = SpaceId(number);
         let space = Space::open(id, pid)?;
         let mut runs = Vec::new();
@@ -69,14 +80,21 @@ impl Collector {
                 AreaKind::PrivateAnon => Content::Anonymous,
                 AreaKind::PrivateFile => Content::Changed,
                 AreaKind::Vdso => {
-                    runs.push(Run { range: area.range, lazy: false });
+                    runs.push(Run {
+                        range: area.range,
+                        lazy: false,
+                    });
                     continue;
                 }
                 AreaKind::SharedAnon(ino) => {
                     self.shared_memory(ino, &space, area.range)?;
                     continue;
                 }
-                AreaKind::SharedFile | AreaKind::Memfd | AreaKind::Droppable | AreaKind::Vvar | AreaKind::Vsyscall => continue,
+                AreaKind::SharedFile
+                | AreaKind::Memfd
+                | AreaKind::Droppable
+                | AreaKind::Vvar
+                | AreaKind::Vsyscall => continue,
             };
             let may_wait = area.can_be_lazy();
             for found in space.existing(area.range, content)? {
@@ -97,7 +115,11 @@ impl Collector {
     }
 
     fn add_shared(&mut self, shared: Shared) -> Result<()> {
-        let runs = shared.existing()?.into_iter().map(|range| Run { range, lazy: false }).collect();
+        let runs = shared
+            .existing()?
+            .into_iter()
+            .map(|range| Run { range, lazy: false })
+            .collect();
         self.runs.insert(Object::Shared(shared.id()), runs);
         self.shared.push(shared);
         Ok(())
@@ -117,28 +139,50 @@ impl Collector {
             tracing::debug!(objects = self.runs.len(), "all pages are eager");
         }
         let held = HeldPages::new(self.spaces.drain(..), self.shared.drain(..));
-        Pages { held, runs: self.runs }
+        Pages {
+            held,
+            runs: self.runs,
+        }
     }
 }
 
 /// The number of a shared memory object in images: its inode's.
 pub(super) fn shared_id(ino: u64) -> Result<u32> {
-    u32::try_from(ino).map_err(|_| Error::refused(format!("shared memory {ino}"), "its inode number is too large"))
+    u32::try_from(ino).map_err(|_| {
+        Error::refused(
+            format!("shared memory {ino}"),
+            "its inode number is too large",
+        )
+    })
 }
 
 /// Splits `found` at the borders of `eager`.
 fn push(runs: &mut Vec<Run>, found: PageRange, may_wait: bool, eager: &RangeSet) {
     if !may_wait {
-        runs.push(Run { range: found, lazy: false });
+        runs.push(Run {
+            range: found,
+            lazy: false,
+        });
         return;
     }
     let mut at = found.start();
     for e in eager.within(found) {
-        runs.extend(PageRange::new(at, e.start()).filter(|r| !r.is_empty()).map(|range| Run { range, lazy: true }));
-        runs.push(Run { range: e, lazy: false });
+        runs.extend(
+            PageRange::new(at, e.start())
+                .filter(|r| !r.is_empty())
+                .map(|range| Run { range, lazy: true }),
+        );
+        runs.push(Run {
+            range: e,
+            lazy: false,
+        });
         at = e.end();
     }
-    runs.extend(PageRange::new(at, found.end()).filter(|r| !r.is_empty()).map(|range| Run { range, lazy: true }));
+    runs.extend(
+        PageRange::new(at, found.end())
+            .filter(|r| !r.is_empty())
+            .map(|range| Run { range, lazy: true }),
+    );
 }
 
 /// A stretch of one pages file: its offset, and the runs it is made of.
@@ -196,11 +240,15 @@ impl Pages {
                 for (object, range) in &piece.parts {
                     let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
                     let part = buf.get_mut(filled..filled.saturating_add(len));
-                    let part = part.ok_or_else(|| Error::bug("write pages", "a piece is larger than its buffer"))?;
+                    let part = part.ok_or_else(|| {
+                        Error::bug("write pages", "a piece is larger than its buffer")
+                    })?;
                     self.held.read(*object, range.start(), part)?;
                     filled += len;
                 }
-                let (writer, _) = writers.get(piece.writer).ok_or_else(|| Error::bug("write pages", "no such file"))?;
+                let (writer, _) = writers
+                    .get(piece.writer)
+                    .ok_or_else(|| Error::bug("write pages", "no such file"))?;
                 writer.fill(piece.offset, buf.get(..filled).unwrap_or(&[]))?;
             }
             Ok(())
@@ -212,7 +260,10 @@ impl Pages {
             let others: Vec<_> = (1..WRITERS).map(|_| scope.spawn(work)).collect();
             let mine = work();
             others.into_iter().fold(mine, |first, t| {
-                first.and(t.join().unwrap_or_else(|_| Err(Error::bug("write pages", "a thread panicked"))))
+                first.and(
+                    t.join()
+                        .unwrap_or_else(|_| Err(Error::bug("write pages", "a thread panicked"))),
+                )
             })
         })
     }
@@ -224,14 +275,22 @@ fn cut(pieces: &mut Vec<Piece>, writer: usize, mut offset: u64, object: Object, 
     let mut at = range.start();
     while at < range.end() {
         let room = match pieces.last() {
-            Some(p) if p.writer == writer => PIECE as u64 - p.parts.iter().map(|(_, r)| r.len()).sum::<u64>(),
+            Some(p) if p.writer == writer => {
+                PIECE as u64 - p.parts.iter().map(|(_, r)| r.len()).sum::<u64>()
+            }
             _ => 0,
         };
         let take = if room > 0 { room } else { PIECE as u64 }.min(range.end() - at);
-        let Some(part) = PageRange::new(at, at + take) else { return };
+        let Some(part) = PageRange::new(at, at + take) else {
+            return;
+        };
         match pieces.last_mut() {
             Some(p) if room > 0 => p.parts.push((object, part)),
-            _ => pieces.push(Piece { writer, offset, parts: vec![(object, part)] }),
+            _ => pieces.push(Piece {
+                writer,
+                offset,
+                parts: vec![(object, part)],
+            }),
         }
         at += take;
         offset += take;
@@ -255,9 +314,18 @@ mod tests {
         assert_eq!(
             runs,
             [
-                Run { range: range(0, 4), lazy: true },
-                Run { range: range(4, 2), lazy: false },
-                Run { range: range(6, 4), lazy: true }
+                Run {
+                    range: range(0, 4),
+                    lazy: true
+                },
+                Run {
+                    range: range(4, 2),
+                    lazy: false
+                },
+                Run {
+                    range: range(6, 4),
+                    lazy: true
+                }
             ]
         );
     }

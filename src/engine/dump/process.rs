@@ -8,15 +8,17 @@ use super::super::freeze::{Alive, Body, Thread, Tree};
 use super::pages::{Collector, shared_id};
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 use crate::image::records::{
-    CoreEntry, FsEntry, March, MmEntry, SaEntry, SeccompMode, SignalQueueEntry, TaskKobjIdsEntry, TaskTimersEntry,
-    ThreadCoreEntry, ThreadSasEntry,
+    CoreEntry, FsEntry, March, MmEntry, SaEntry, SeccompMode, SignalQueueEntry, TaskKobjIdsEntry,
+    TaskTimersEntry, ThreadCoreEntry, ThreadSasEntry,
 };
 use crate::image::vma;
 use crate::image::{Kind, Set};
 use crate::memory::RangeSet;
 use crate::objects::mm::capture::{self as mm, Area, Kind as AreaKind};
 use crate::objects::seccomp::capture::Filters;
-use crate::objects::{cgroup, credentials, files, namespaces, rlimits, signals, task, thread, timers};
+use crate::objects::{
+    cgroup, credentials, files, namespaces, rlimits, signals, task, thread, timers,
+};
 use crate::sys::procfs::{self, Stat};
 use crate::sys::steer::{Batch, Steered};
 use crate::sys::{kcmp, ptrace};
@@ -45,7 +47,10 @@ impl Sharing {
     fn check_alone(&mut self, pid: HostPid) -> Result<()> {
         let kinds = [
             (kcmp::Shared::Vm, "its memory (CLONE_VM)"),
-            (kcmp::Shared::Fs, "its working directory and root (CLONE_FS)"),
+            (
+                kcmp::Shared::Fs,
+                "its working directory and root (CLONE_FS)",
+            ),
             (kcmp::Shared::Sighand, "its signal actions (CLONE_SIGHAND)"),
         ];
         for ((what, name), seen) in kinds.into_iter().zip(&mut self.alone) {
@@ -64,7 +69,9 @@ impl Sharing {
     }
 
     fn files(&mut self, pid: HostPid, capture: impl FnOnce() -> Result<u32>) -> Result<u32> {
-        match search(&self.tables, |(other, _)| kcmp::shared(pid, *other, kcmp::Shared::Files))? {
+        match search(&self.tables, |(other, _)| {
+            kcmp::shared(pid, *other, kcmp::Shared::Files)
+        })? {
             Ok(at) => Ok(self.tables.get(at).map_or(0, |t| t.1)),
             Err(at) => {
                 let id = capture()?;
@@ -76,7 +83,10 @@ impl Sharing {
 }
 
 /// Binary search with a comparison that may fail: the kernel's order.
-fn search<T>(sorted: &[T], compare: impl Fn(&T) -> Result<Ordering>) -> Result<std::result::Result<usize, usize>> {
+fn search<T>(
+    sorted: &[T],
+    compare: impl Fn(&T) -> Result<Ordering>,
+) -> Result<std::result::Result<usize, usize>> {
     let (mut low, mut high) = (0, sorted.len());
     while low < high {
         let mid = low.midpoint(high);
@@ -105,16 +115,23 @@ struct ThreadTold {
 }
 
 pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Result<()> {
-    let process = tree.processes().get(index).ok_or_else(|| Error::bug("capture", "no such process"))?;
+    let process = tree
+        .processes()
+        .get(index)
+        .ok_or_else(|| Error::bug("capture", "no such process"))?;
     let (pid, virt, stat) = (process.pid, number(process.virt()), process.stat.clone());
     let alive = match &process.body {
         Body::Alive(alive) => alive,
         Body::Zombie(_) => {
-            cx.set.put(Kind::Core, virt, &CoreEntry {
-                mtype: March::X86_64.into(),
-                tc: Some(task::capture::zombie(&stat)),
-                ..Default::default()
-            });
+            cx.set.put(
+                Kind::Core,
+                virt,
+                &CoreEntry {
+                    mtype: March::X86_64.into(),
+                    tc: Some(task::capture::zombie(&stat)),
+                    ..Default::default()
+                },
+            );
             return Ok(());
         }
     };
@@ -127,7 +144,9 @@ pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Re
         .find(|a| a.kind == AreaKind::Vdso)
         .ok_or_else(|| Error::refused(format!("task {pid}"), "it has no vdso"))?
         .range;
-    let told = tree.steer(index, &taken, vdso, |leader, others| ask(pid, leader, others))?;
+    let told = tree.steer(index, &taken, vdso, |leader, others| {
+        ask(pid, leader, others)
+    })?;
     let alive = match tree.processes().get(index).map(|p| &p.body) {
         Some(Body::Alive(alive)) => alive,
         _ => return Err(Error::bug("capture", "no such process")),
@@ -145,11 +164,22 @@ fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<(usize, PageRange)>> {
         return Ok(Vec::new());
     }
     let pagemap = Pagemap::open(pid)?;
-    let filter = Filter { all: is::GUARD, ..Filter::default() };
+    let filter = Filter {
+        all: is::GUARD,
+        ..Filter::default()
+    };
     let mut found = Vec::new();
     for (index, area) in areas.iter().enumerate() {
-        if matches!(area.kind, AreaKind::PrivateAnon | AreaKind::PrivateFile | AreaKind::SharedAnon(_)) {
-            found.extend(pagemap.scan(area.range, filter)?.into_iter().map(|r| (index, r.range)));
+        if matches!(
+            area.kind,
+            AreaKind::PrivateAnon | AreaKind::PrivateFile | AreaKind::SharedAnon(_)
+        ) {
+            found.extend(
+                pagemap
+                    .scan(area.range, filter)?
+                    .into_iter()
+                    .map(|r| (index, r.range)),
+            );
         }
     }
     Ok(found)
@@ -189,7 +219,10 @@ struct ThreadAsked {
 
 impl ThreadAsked {
     fn new(b: &mut Batch) -> Self {
-        Self { sas: signals::capture::ask_altstack(b), questions: task::capture::ask_thread(b) }
+        Self {
+            sas: signals::capture::ask_altstack(b),
+            questions: task::capture::ask_thread(b),
+        }
     }
 
     fn told(&self, r: &crate::sys::steer::Results) -> ThreadTold {
@@ -222,11 +255,24 @@ fn cores(
         let sp = t.settled.regs.rsp;
         if let Some(stack) = areas.iter().find(|a| a.range.contains(sp)) {
             // at most this much: a coroutine's "stack" may be a huge heap
-            touch(&mut eager, sp, stack.range.end().min(sp.saturating_add(64 * PAGE_SIZE)));
+            touch(
+                &mut eager,
+                sp,
+                stack.range.end().min(sp.saturating_add(64 * PAGE_SIZE)),
+            );
         }
-        touch(&mut eager, futex_rla, futex_rla.saturating_add(futex_rla_len));
+        touch(
+            &mut eager,
+            futex_rla,
+            futex_rla.saturating_add(futex_rla_len),
+        );
         if let Some(rseq) = &t.settled.rseq {
-            touch(&mut eager, rseq.rseq_abi_pointer, rseq.rseq_abi_pointer.saturating_add(u64::from(rseq.rseq_abi_size)));
+            touch(
+                &mut eager,
+                rseq.rseq_abi_pointer,
+                rseq.rseq_abi_pointer
+                    .saturating_add(u64::from(rseq.rseq_abi_size)),
+            );
         }
         let mut core = ThreadCoreEntry {
             futex_rla,
@@ -235,7 +281,11 @@ fn cores(
             sas: Some(asked.sas.clone()),
             pdeath_sig: asked.pdeath,
             signals_p: Some(signals::capture::queue(stopped, false)?),
-            creds: Some(credentials::capture::record(&t.status, told.answers.securebits, lsm.clone())),
+            creds: Some(credentials::capture::record(
+                &t.status,
+                told.answers.securebits,
+                lsm.clone(),
+            )),
             seccomp_mode: Some(seccomp_mode(t.status.seccomp)),
             comm: Some(procfs::thread_comm(pid, t.tid)?),
             rseq_entry: t.settled.rseq.clone(),
@@ -246,7 +296,17 @@ fn cores(
             core.seccomp_filter = cx.filters.chain(stopped)?;
         }
         task::capture::sched(t.tid, &mut core)?;
-        let tc = if t.tid == pid { Some(task_core(pid, stat, alive, told, signals::capture::queue(stopped, true)?)?) } else { None };
+        let tc = if t.tid == pid {
+            Some(task_core(
+                pid,
+                stat,
+                alive,
+                told,
+                signals::capture::queue(stopped, true)?,
+            )?)
+        } else {
+            None
+        };
         let id = number(t.virt());
         if let Some(xstate) = rest {
             cx.set.put_raw(format!("dunlin-xstate-{id}.img"), xstate)?;
@@ -260,7 +320,12 @@ fn cores(
         };
         cx.set.put(Kind::Core, id, &core);
     }
-    tracing::debug!(pid = pid.0, virt, threads = alive.threads.len(), "captured threads");
+    tracing::debug!(
+        pid = pid.0,
+        virt,
+        threads = alive.threads.len(),
+        "captured threads"
+    );
     Ok(eager)
 }
 
@@ -296,15 +361,31 @@ fn task_core(
 
 fn descriptors(pid: HostPid, virt: u32, alive: &Alive, cx: &mut Context<'_>) -> Result<()> {
     let files = &mut *cx.files;
-    let files_id = cx.sharing.files(pid, || files.table(pid, alive.pidfd.as_fd()))?;
+    let files_id = cx
+        .sharing
+        .files(pid, || files.table(pid, alive.pidfd.as_fd()))?;
     // numbers of objects that nobody shares: any that differ will do
     let own = virt.saturating_add(1);
-    let mut ids = TaskKobjIdsEntry { vm_id: own, files_id, fs_id: own, sighand_id: own, ..Default::default() };
+    let mut ids = TaskKobjIdsEntry {
+        vm_id: own,
+        files_id,
+        fs_id: own,
+        sighand_id: own,
+        ..Default::default()
+    };
     cx.namespaces.fill_ids(pid, &mut ids)?;
     cx.set.put(Kind::Ids, virt, &ids);
     let (cwd_id, root_id) = cx.files.cwd_root(pid)?;
     let umask = alive.threads.first().map(|t| t.status.umask);
-    cx.set.put(Kind::Fs, virt, &FsEntry { cwd_id, root_id, umask });
+    cx.set.put(
+        Kind::Fs,
+        virt,
+        &FsEntry {
+            cwd_id,
+            root_id,
+            umask,
+        },
+    );
     Ok(())
 }
 
@@ -323,7 +404,11 @@ fn memory(
     for area in areas {
         let mut entry = area.entry.clone();
         if area.has_file() {
-            let key = (area.map.dev, area.map.ino, area.entry.fdflags == Some(libc::O_RDWR.cast_unsigned()));
+            let key = (
+                area.map.dev,
+                area.map.ino,
+                area.entry.fdflags == Some(libc::O_RDWR.cast_unsigned()),
+            );
             let mapped = match last {
                 Some((dev, ino, rw, mapped)) if (dev, ino, rw) == key => mapped,
                 _ => {
@@ -345,16 +430,24 @@ fn memory(
     vmas.extend(guards.iter().map(|(_, range)| mm::guard_entry(*range)));
     let exe = cx.files.exe(pid)?;
     let record = mm::record(pid, stat, told.answers.brk, vmas, exe)?;
-    cx.set.put(Kind::Mm, virt, &MmEntry {
-        dumpable: Some(told.answers.dumpable),
-        thp_disabled: Some(told.answers.thp_disabled),
-        ..record
-    });
+    cx.set.put(
+        Kind::Mm,
+        virt,
+        &MmEntry {
+            dumpable: Some(told.answers.dumpable),
+            thp_disabled: Some(told.answers.thp_disabled),
+            ..record
+        },
+    );
     Ok(())
 }
 
 fn open_mapped(pid: HostPid, area: &Area) -> Result<OwnedFd> {
-    let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.range.start(), area.range.end());
+    let path = format!(
+        "/proc/{pid}/map_files/{:x}-{:x}",
+        area.range.start(),
+        area.range.end()
+    );
     let write = area.entry.fdflags == Some(libc::O_RDWR.cast_unsigned());
     File::options()
         .read(true)
@@ -365,7 +458,10 @@ fn open_mapped(pid: HostPid, area: &Area) -> Result<OwnedFd> {
 }
 
 fn touch(set: &mut RangeSet, start: u64, end: u64) {
-    let (start, end) = (start & !(PAGE_SIZE - 1), end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(start));
+    let (start, end) = (
+        start & !(PAGE_SIZE - 1),
+        end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(start),
+    );
     if start != 0
         && let Some(range) = PageRange::new(start, end)
     {

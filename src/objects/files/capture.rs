@@ -174,7 +174,7 @@ impl Capture {
     pub fn table(&mut self, pid: HostPid, task: BorrowedFd<'_>) -> Result<u32> {
         let mut numbers = descriptors(pid)?;
         numbers.sort_unstable();
-        let files_id = u32::try_from(self.tables.len() + 1)
+        let files_id = u32::try_from(self.tables.len() + 2)
             .map_err(|_| Error::bug("descriptor tables", "too many"))?;
         self.image.touch(Image::Fdinfo, files_id);
         self.tables.push(Table {
