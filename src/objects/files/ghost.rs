@@ -155,8 +155,11 @@ fn seek(file: &mut &File, at: u64, whence: i32) -> Result<Option<u64>> {
 #[derive(Debug)]
 pub(super) struct Ghost {
     entry: GhostFileEntry,
-    pieces: Vec<(u64, Vec<u8>)>,
+    pieces: Vec<Piece>,
 }
+
+/// Where it lies, and its bytes.
+type Piece = (u64, Vec<u8>);
 
 impl Ghost {
     pub(super) fn parse(entry: GhostFileEntry, payload: &[u8]) -> Result<Self> {
@@ -256,7 +259,7 @@ impl Ghost {
     }
 }
 
-fn next_chunk(bytes: &[u8], size: u64) -> Option<((u64, Vec<u8>), &[u8])> {
+fn next_chunk(bytes: &[u8], size: u64) -> Option<(Piece, &[u8])> {
     let (len, rest) = bytes.split_first_chunk::<4>()?;
     let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
     let chunk = GhostChunkEntry::decode(rest.get(..len)?).ok()?;

@@ -163,15 +163,34 @@ fn has_size(flags: u32) -> bool {
     !(flags & O_ACCMODE == O_WRONLY && flags & O_APPEND != 0)
 }
 
+/// Flags of open(2) that say how an open file behaves from then on; the
+/// others only mattered to the open that made the file, or would change it.
+fn reopen_flags(entry: &RegFileEntry) -> i32 {
+    const PATH: i32 = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    const LASTING: i32 = libc::O_ACCMODE
+        | libc::O_APPEND
+        | libc::O_NONBLOCK
+        | libc::O_SYNC
+        | libc::O_DIRECT
+        | libc::O_LARGEFILE
+        | libc::O_DIRECTORY
+        | libc::O_NOATIME;
+    let flags = entry.flags.cast_signed();
+    let link = entry.mode.unwrap_or(0) & libc::S_IFMT == libc::S_IFLNK;
+    if flags & libc::O_PATH != 0 {
+        return flags & PATH | if link { libc::O_NOFOLLOW } else { 0 };
+    }
+    // O_TMPFILE holds O_DIRECTORY.
+    let mut lasting = flags & LASTING;
+    if flags & O_TMPFILE.cast_signed() != 0 {
+        lasting &= !libc::O_DIRECTORY;
+    }
+    lasting | libc::O_NOCTTY
+}
+
 /// Opens the file of a record below `root`, at its position.
 pub(super) fn open(root: BorrowedFd<'_>, name: &str, entry: &RegFileEntry) -> Result<OwnedFd> {
-    // What only matters to the open that made the file, or would change it.
-    let drop = O_TMPFILE | (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC).cast_unsigned();
-    let mut flags = (entry.flags & !drop).cast_signed() | libc::O_NOCTTY;
-    let mode = entry.mode.unwrap_or(0);
-    if mode & libc::S_IFMT == libc::S_IFLNK {
-        flags |= libc::O_NOFOLLOW;
-    }
+    let flags = reopen_flags(entry);
     let fd = fdops::open_in_root(root, Path::new(name), flags, 0)
         .map_err(|e| e.within(format!("open file {name} again")))?;
     let found = stat(fd.as_fd())?;

@@ -1,6 +1,7 @@
 //! What is to be opened, read from an image and checked; nothing is touched.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::ghost::Ghost;
 use super::pipe::Data;
@@ -255,7 +256,7 @@ impl Plan {
                     ));
                 }
             }
-            if !self.ghosts.contains_key(&remap.remap_id) {
+            if let Entry::Vacant(place) = self.ghosts.entry(remap.remap_id) {
                 let ghost = set
                     .entries::<GhostFileEntry>(Image::GhostFile, remap.remap_id)?
                     .into_iter()
@@ -263,7 +264,7 @@ impl Plan {
                     .ok_or_else(|| Error::image(subject(), "has no ghost file"))?;
                 let ghost = Ghost::parse(ghost.record, ghost.payload)
                     .map_err(|e| e.within(format!("ghost file {}", remap.remap_id)))?;
-                self.ghosts.insert(remap.remap_id, ghost);
+                place.insert(ghost);
             }
             self.remaps.insert(remap.orig_id, remap.remap_id);
         }

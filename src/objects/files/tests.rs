@@ -254,6 +254,25 @@ fn a_directory_and_a_device_come_back() {
 }
 
 #[test]
+fn a_descriptor_without_access_and_one_made_without_a_name_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), "text").unwrap();
+    let root = File::open(dir.path()).unwrap();
+    let path = |flags, name: &str| {
+        fdops::open_in_root(root.as_fd(), std::path::Path::new(name), flags, 0o600).unwrap()
+    };
+    let bare = path(libc::O_PATH, "f");
+    let unnamed = File::from(path(libc::O_TMPFILE | libc::O_RDWR, "."));
+    (&unnamed).write_all(b"never named").unwrap();
+    let back = around(&[bare.as_fd(), unnamed.as_fd()]);
+    let flags = fdops::status_flags(back.at(&bare).as_fd()).unwrap();
+    assert_ne!(flags & libc::O_PATH, 0);
+    let mut text = [0; 11];
+    back.at(&unnamed).read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"never named");
+}
+
+#[test]
 fn a_pipe_keeps_content_size_flags_and_its_ends() {
     let (r, w) = fdops::pipe().unwrap();
     fdops::set_pipe_size(w.as_fd(), 1 << 20).unwrap();
