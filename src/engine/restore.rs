@@ -4,23 +4,22 @@
 //! Whoever calls [`Plan::apply`] must have one thread only: the first task is a
 //! copy of the calling process.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::{getpgrp, getsid};
 
-use super::apply::{Build, Holder, Origin, Ready, own_pidfd};
-use super::options::{Observer, Restore, Stage};
+use super::apply::{Build, Files, Origin, Ready, free_number, own_pidfd};
+use super::options::{CgroupMode, Observer, Restore, Stage};
 use super::plan;
 use crate::base::{Error, HostPid, NsPid, Result, ResultExt};
 use crate::image::pages::PagesReader;
-use crate::image::records::TaskKobjIdsEntry;
 use crate::image::{Kind, Set};
-use crate::memory::{Object, PageReader, SpaceId};
+use crate::memory::{LazySpace, Object, PageReader, SpaceId};
+use crate::objects::{cgroup, files, namespaces};
 use crate::sys::clone::{self, Request};
-
-pub use super::apply::LazySpace;
+use crate::sys::ns;
 
 /// A checked image, with what the caller asked for.
 #[derive(Debug)]
@@ -28,6 +27,9 @@ pub struct Plan<'a> {
     set: &'a Set,
     options: Restore,
     inner: plan::Plan,
+    files: files::Plan,
+    namespaces: namespaces::Plan,
+    cgroups: Option<cgroup::Plan>,
 }
 
 impl<'a> Plan<'a> {
@@ -36,15 +38,47 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// Whatever is missing, damaged, contradictory or not carried, by name.
     pub fn read(set: &'a Set, options: Restore) -> Result<Self> {
-        let outer = (
-            NsPid(getsid(None).map_or(0, nix::unistd::Pid::as_raw)),
-            NsPid(getpgrp().as_raw()),
-        );
-        let inner = plan::Plan::read(set, outer, options.common.shell_job)?;
+        let common = &options.common;
+        let namespaces = namespaces::Plan::read(
+            set,
+            &namespaces::RebuildPolicy {
+                ext_mnt: common.ext_mnt.clone(),
+                external: common.external.clone(),
+                inherit: options
+                    .inherit
+                    .iter()
+                    .map(|(k, fd)| (k.clone(), fd.as_fd()))
+                    .collect(),
+                root: common.root.clone(),
+                join_ns: options.join_ns.clone(),
+                empty_ns: common.empty_ns,
+            },
+        )?;
+        let outer = if namespaces.is_private(ns::Kind::Pid) {
+            // outside of the new pid namespace
+            (NsPid(0), NsPid(0))
+        } else {
+            (
+                NsPid(getsid(None).map_or(0, nix::unistd::Pid::as_raw)),
+                NsPid(getpgrp().as_raw()),
+            )
+        };
+        let inner = plan::Plan::read(set, outer, common.shell_job)?;
+        let files = files::Plan::read(
+            set,
+            &files::RestorePolicy {
+                inherit: options.inherit.iter().map(|(k, _)| k.clone()).collect(),
+                file_locks: common.file_locks,
+            },
+        )?;
+        let cgroups = cgroup::Plan::read(set, mode(common.cgroups), &common.cg_root)?;
         Ok(Self {
             set,
-            options,
             inner,
+            files,
+            namespaces,
+            cgroups,
+            options,
         })
     }
 
@@ -65,44 +99,60 @@ impl<'a> Plan<'a> {
     pub fn apply(self, pages: &dyn PageReader, observer: &mut dyn Observer) -> Result<Rebuilt> {
         let plan = &self.inner;
         observer.at(Stage::PreRestore, None)?;
-        check_namespaces(plan)?;
+        self.namespaces.before_clone()?;
         let last_cap = last_cap()?;
+        let mut made = CgroupsMade::default();
+        if let Some(c) = &self.cgroups {
+            made.0 = Some(c.prepare()?);
+        }
         let pidfd = own_pidfd()?;
-        let request = Request {
-            flags: if self.options.sibling {
-                u64::from(libc::CLONE_PARENT.unsigned_abs())
-            } else {
-                0
-            },
-            set_tid: vec![plan.tree.root],
-        };
-        let origin = Origin::new(clone::spawn(&request, |line| {
-            line.receive()?;
-            Ok(Vec::new())
-        })?);
+        let origin = self.clone_root()?;
         let root = origin.pid();
         observer.at(Stage::SetupNamespaces, Some(root))?;
+        self.place(root, plan.tree.root)?;
         origin.line()?.send(b"go")?;
         origin.ready()?;
         observer.at(Stage::PostSetupNamespaces, Some(root))?;
 
-        let mut holder = Holder::new(self.set, pages, open_root(root)?)?;
-        let service = holder.free_number(plan.tasks.values().map(|t| t.ids.files_id))?;
+        let root_dir = open_root(root)?;
+        let net = self
+            .namespaces
+            .is_private(ns::Kind::Net)
+            .then(|| ns::open(root, ns::Kind::Net))
+            .transpose()?;
+        let files = Files::open(
+            &self.files,
+            root_dir.as_fd(),
+            net.as_ref().map(AsFd::as_fd),
+            &self.options.inherit,
+            self.set,
+            pages,
+            &plan.shared,
+        )?;
         let mut build = Build::begin(
             plan,
             pages,
             self.options.lazy,
-            service,
+            free_number(&self.files)?,
             pidfd.as_raw_fd(),
             origin,
         )?;
         build.grow()?;
         build.share()?;
         let living = build.living();
-        let mut tables = std::collections::BTreeSet::new();
+        let mut tables = BTreeSet::new();
+        let firsts: BTreeSet<NsPid> = living
+            .iter()
+            .copied()
+            .filter(|p| plan.task(*p).is_ok_and(|t| tables.insert(t.ids.files_id)))
+            .collect();
         for &pid in &living {
-            let own_table = tables.insert(plan.task(pid)?.ids.files_id);
-            build.furnish(pid, &mut holder, own_table)?;
+            self.place(build.host(pid)?, pid)?;
+            build.furnish(pid, &files, firsts.contains(&pid))?;
+        }
+        files.seal()?;
+        if let Some(made) = &made.0 {
+            made.finish()?;
         }
         for &pid in &living {
             build.threads(pid)?;
@@ -112,11 +162,70 @@ impl<'a> Plan<'a> {
             build
                 .attributes(pid, last_cap)
                 .context(|| format!("attributes of task {pid}"))?;
+            build.own_files(pid, &files, firsts.contains(&pid))?;
         }
         let ready = build.settle()?;
         observer.at(Stage::PostRestore, Some(root))?;
         observer.at(Stage::NetworkUnlock, Some(root))?;
-        Ok(Rebuilt { root, ready })
+        Ok(Rebuilt { root, ready, made })
+    }
+
+    /// The first task: waits for a word, makes its namespaces, and waits.
+    fn clone_root(&self) -> Result<Origin> {
+        let mut flags = self.namespaces.clone_flags();
+        if self.options.sibling {
+            flags |= u64::from(libc::CLONE_PARENT.unsigned_abs());
+        }
+        let request = Request {
+            flags,
+            set_tid: vec![self.inner.tree.root],
+        };
+        let child = clone::spawn(&request, |line| {
+            if line.receive()?.is_none() {
+                return Err(Error::bug("restore", "was given up"));
+            }
+            self.namespaces.in_root(&mut |_| {})?;
+            Ok(Vec::new())
+        })?;
+        Ok(Origin::new(child))
+    }
+
+    /// Puts a task into its cgroups.
+    fn place(&self, host: HostPid, pid: NsPid) -> Result<()> {
+        let task = self.inner.task(pid)?;
+        let set = task
+            .body
+            .as_ref()
+            .and_then(|b| b.threads.first())
+            .and_then(|t| t.own.cg_set)
+            .or(task.core.cg_set);
+        match (&self.cgroups, set) {
+            (Some(c), Some(set)) => c.place(host, set),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn mode(m: CgroupMode) -> cgroup::Mode {
+    match m {
+        CgroupMode::Ignore => cgroup::Mode::Ignore,
+        CgroupMode::Soft => cgroup::Mode::Soft,
+        CgroupMode::None => cgroup::Mode::None,
+        CgroupMode::Props => cgroup::Mode::Props,
+        CgroupMode::Full => cgroup::Mode::Full,
+        CgroupMode::Strict => cgroup::Mode::Strict,
+    }
+}
+
+/// Cgroup directories that we made, removed again unless the tasks go on.
+#[derive(Debug, Default)]
+struct CgroupsMade(Option<cgroup::Made>);
+
+impl Drop for CgroupsMade {
+    fn drop(&mut self) {
+        if let Some(made) = self.0.take() {
+            made.undo();
+        }
     }
 }
 
@@ -124,7 +233,9 @@ impl<'a> Plan<'a> {
 #[derive(Debug)]
 pub struct Rebuilt {
     root: HostPid,
+    // dropped first: its tasks are in the directories that the other removes
     ready: Ready,
+    made: CgroupsMade,
 }
 
 impl Rebuilt {
@@ -144,9 +255,10 @@ impl Rebuilt {
     /// # Errors
     /// The observer's, before anything runs (the tasks are killed then); after
     /// that, tasks that died.
-    pub fn resume(self, observer: &mut dyn Observer) -> Result<HostPid> {
+    pub fn resume(mut self, observer: &mut dyn Observer) -> Result<HostPid> {
         let root = self.root;
         observer.at(Stage::PreResume, Some(root))?;
+        self.made.0 = None;
         self.ready.release()?;
         observer.at(Stage::PostResume, Some(root))?;
         Ok(root)
@@ -208,33 +320,4 @@ fn last_cap() -> Result<u32> {
     text.trim()
         .parse()
         .map_err(|_| Error::bug(path, format!("holds {text:?}")))
-}
-
-/// Refuses an image whose tasks lie in namespaces of their own.
-fn check_namespaces(plan: &plan::Plan) -> Result<()> {
-    let Some(outside) = &plan.root_ids else {
-        return Ok(());
-    };
-    let ids = |t: &TaskKobjIdsEntry| {
-        [
-            ("pid", t.pid_ns_id),
-            ("net", t.net_ns_id),
-            ("ipc", t.ipc_ns_id),
-            ("uts", t.uts_ns_id),
-            ("mnt", t.mnt_ns_id),
-            ("user", t.user_ns_id),
-            ("cgroup", t.cgroup_ns_id),
-            ("time", t.time_ns_id),
-        ]
-    };
-    let root = plan.root()?;
-    for ((name, a), (_, b)) in ids(outside).into_iter().zip(ids(&root.ids)) {
-        if a != b {
-            return Err(Error::refused(
-                format!("task {}", root.pid),
-                format!("it is in a {name} namespace of its own, which is not carried"),
-            ));
-        }
-    }
-    Ok(())
 }

@@ -4,9 +4,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::tasks::body;
-use super::{Build, LazySpace, Made};
+use super::{Build, Made};
 use crate::base::{Error, NsPid, PAGE_SIZE, Result, ResultExt, VAddr};
 use crate::engine::plan::task::Thread;
+use crate::memory::LazySpace;
 use crate::objects::task::rebuild::State;
 use crate::objects::{signals, thread, timers};
 use crate::sys::ptrace::Stopped;

@@ -7,15 +7,15 @@
 //! maps it.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use super::Build;
-use super::holder::Holder;
+use super::holder::Files;
 use crate::base::{Error, HostPid, NsPid, PAGE_SIZE, PageRange, Result, ResultExt, VAddr};
 use crate::engine::plan::task::Body;
 use crate::image::pages::{Held, Pagemap, Run};
-use crate::memory::{Object, PageReader, RangeSet, SpaceId};
+use crate::memory::{Area as Guarded, LazySpace, Object, PageReader, RangeSet, SpaceId};
 use crate::objects::mm::rebuild::{self as mm, Area, Kind};
 use crate::objects::vdso::rebuild::compatible;
 use crate::sys::steer::{Arg, Batch, MAPPING_LEN, find_syscall};
@@ -26,22 +26,6 @@ use crate::sys::{pidfd, shmem, vm};
 const PIECE: u64 = 1 << 20;
 /// Most areas in one batch.
 const AREAS: usize = 256;
-
-/// An address space that is to be filled after the resume.
-#[derive(Debug)]
-pub struct LazySpace {
-    /// The descriptor that guards it.
-    pub uffd: OwnedFd,
-    /// Whose it is, as the host sees it.
-    pub pid: HostPid,
-    /// Its number in the image.
-    pub space: SpaceId,
-    /// Areas that are registered: range, whose pages they show, and the position
-    /// in that object of the area's first byte.
-    pub areas: Vec<(PageRange, Object, u64)>,
-    /// Pages that are missing and exist at the source.
-    pub missing: Vec<PageRange>,
-}
 
 fn space_id(pid: NsPid) -> SpaceId {
     SpaceId(pid.0.unsigned_abs())
@@ -73,7 +57,7 @@ impl Build<'_> {
     ///
     /// # Errors
     /// Which area or call, and why.
-    pub(super) fn space(&mut self, pid: NsPid, holder: &mut Holder<'_>) -> Result<()> {
+    pub(super) fn space(&mut self, pid: NsPid, files: &Files<'_>) -> Result<()> {
         let plan = self.plan;
         let body = plan
             .task(pid)?
@@ -81,9 +65,9 @@ impl Build<'_> {
             .as_ref()
             .ok_or_else(|| Error::bug(format!("task {pid}"), "has no memory"))?;
         self.move_vdso(pid, body)?;
-        self.map(pid, body, holder)?;
+        self.map(pid, body, files)?;
         self.fill(pid, body)?;
-        self.complete(pid, body, holder)
+        self.complete(pid, body, files)
     }
 
     fn move_vdso(&mut self, pid: NsPid, body: &Body) -> Result<()> {
@@ -136,14 +120,14 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn map(&mut self, pid: NsPid, body: &Body, holder: &mut Holder<'_>) -> Result<()> {
+    fn map(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
         let service = self.service;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();
             for a in areas {
                 let ours = match a.kind {
                     Kind::PrivateAnon => None,
-                    Kind::PrivateFile(id) | Kind::SharedFile(id) => Some(holder.fd(id)?),
+                    Kind::PrivateFile(id) | Kind::SharedFile(id) => Some(files.fd(id)?),
                     Kind::SharedAnon(number) => self.shared.get(&number).map(|f| f.as_raw_fd()),
                 };
                 let fd = ours.map(|fd| {
@@ -197,7 +181,12 @@ impl Build<'_> {
             let Some(uffd) = &guard else { continue };
             uffd.register(area.range, mode::MISSING)?;
             if lazy_area {
-                registered.push((area.range, object, area.range.start()));
+                registered.push(Guarded {
+                    range: area.range,
+                    object,
+                    at: area.range.start(),
+                    wipe_on_fork: area.advice & (1 << libc::MADV_WIPEONFORK) != 0,
+                });
             }
             for run in pages.within(area.range).filter(|r| r.held() != Held::Zero) {
                 if !(lazy_area && run.lazy()) {
@@ -217,11 +206,12 @@ impl Build<'_> {
         }
         if lazy && let Some(uffd) = guard {
             self.lazies.push(LazySpace {
-                uffd: uffd.into(),
+                id: space_id(pid),
                 pid: host,
-                space: space_id(pid),
+                pidfd: pidfd::open(host)?,
+                uffd,
                 areas: registered,
-                missing,
+                needed: missing,
             });
         }
         Ok(())
@@ -249,9 +239,9 @@ impl Build<'_> {
 
     /// What comes after the fill: protection, advice, locks, guard pages, the
     /// kernel's idea of where things are.
-    fn complete(&mut self, pid: NsPid, body: &Body, holder: &mut Holder<'_>) -> Result<()> {
+    fn complete(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
         let service = self.service;
-        let exe = holder.fd(body.space.entry.exe_file_id)?;
+        let exe = files.fd(body.space.entry.exe_file_id)?;
         let live = self.live(pid)?;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();

@@ -22,14 +22,13 @@ use nix::unistd::Pid;
 
 use super::plan::Plan;
 use crate::base::{Error, HostPid, NsPid, PageRange, Result};
-use crate::memory::PageReader;
+use crate::memory::{LazySpace, PageReader};
 use crate::objects::vdso::rebuild::Present;
 use crate::sys::ptrace::{self, Options};
 use crate::sys::steer::Steered;
 
 pub(super) use finish::Ready;
-pub(super) use holder::Holder;
-pub use memory::LazySpace;
+pub(super) use holder::{Files, free_number};
 pub(super) use root::{Origin, own_pidfd};
 
 /// A task that exists.
@@ -73,6 +72,10 @@ impl Build<'_> {
         self.live
             .get_mut(&real)
             .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))
+    }
+    /// A task as the host sees it.
+    pub(super) fn host(&mut self, pid: NsPid) -> Result<HostPid> {
+        Ok(self.live(pid)?.host)
     }
 
     /// The living tasks of the plan, parents first as far as pids tell.

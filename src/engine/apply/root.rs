@@ -81,14 +81,12 @@ impl<'a> Build<'a> {
         plan: &'a Plan,
         pages: &'a dyn PageReader,
         lazy: bool,
-        service: u32,
+        service: i32,
         our_pidfd: i32,
         mut origin: Origin,
     ) -> Result<Self> {
         let host = origin.pid;
         let hole = find_hole(plan, host)?;
-        let service = i32::try_from(service)
-            .map_err(|_| Error::image("files", "a descriptor above all numbers"))?;
         let mut build = Self {
             plan,
             pages,

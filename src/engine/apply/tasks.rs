@@ -1,10 +1,13 @@
 //! Directories, descriptors, threads and attributes of one task.
 
-use super::holder::{Holder, Slot};
+use super::holder::Files;
 use super::tree::first_stop;
+use std::os::fd::RawFd;
+
 use super::{Build, Live};
 use crate::base::{Error, HostPid, NsPid, Result, ResultExt};
 use crate::engine::plan::task::{Body, Task, Thread};
+use crate::objects::files::Descriptor;
 use crate::objects::{credentials, rlimits, seccomp, signals, task, thread, timers};
 use crate::sys::clone::{SET_TID_AT, args_bytes};
 use crate::sys::sched;
@@ -27,18 +30,18 @@ impl Build<'_> {
     pub(in crate::engine) fn furnish(
         &mut self,
         pid: NsPid,
-        holder: &mut Holder<'_>,
+        files: &Files<'_>,
         with_files: bool,
     ) -> Result<()> {
         let plan = self.plan;
         let task = plan.task(pid)?;
         let body = body(task)?;
-        self.space(pid, holder)
+        self.space(pid, files)
             .context(|| format!("memory of task {pid}"))?;
-        self.directories(pid, body, holder)
+        self.directories(pid, body, files)
             .context(|| format!("directories of task {pid}"))?;
         if with_files {
-            self.descriptors(pid, task, holder)
+            self.descriptors(pid, task, files)
                 .context(|| format!("descriptors of task {pid}"))?;
         }
         Ok(())
@@ -52,16 +55,16 @@ impl Build<'_> {
         ))
     }
 
-    fn directories(&mut self, pid: NsPid, body: &Body, holder: &mut Holder<'_>) -> Result<()> {
+    fn directories(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
         let mut b = Batch::new();
-        if !holder.is_root(body.fs.root_id) {
-            let root = self.getfd(&mut b, holder.fd(body.fs.root_id)?);
+        if !files.is_root(body.fs.root_id) {
+            let root = self.getfd(&mut b, files.fd(body.fs.root_id)?);
             b.call("fchdir", libc::SYS_fchdir, &[root]);
             let here = b.cstr(b".");
             b.call("chroot", libc::SYS_chroot, &[here.into()]);
             b.call("close", libc::SYS_close, &[root]);
         }
-        let cwd = self.getfd(&mut b, holder.fd(body.fs.cwd_id)?);
+        let cwd = self.getfd(&mut b, files.fd(body.fs.cwd_id)?);
         b.call("fchdir", libc::SYS_fchdir, &[cwd]);
         b.call("close", libc::SYS_close, &[cwd]);
         if let Some(umask) = body.fs.umask {
@@ -70,14 +73,14 @@ impl Build<'_> {
         self.live(pid)?.leader.run(&b).map(drop)
     }
 
-    fn descriptors(&mut self, pid: NsPid, task: &Task, holder: &mut Holder<'_>) -> Result<()> {
-        let slots = holder.table(task.ids.files_id)?;
+    fn descriptors(&mut self, pid: NsPid, task: &Task, files: &Files<'_>) -> Result<()> {
+        let slots = files.table(task.ids.files_id);
         // the lowest free number is what pidfd_getfd returns; the table is empty
         // but for the service descriptor, which lies above all
         let mut b = Batch::new();
-        let mut lowest = 0u32;
+        let mut lowest = 0;
         for (n, slot) in slots.iter().enumerate() {
-            self.slot(&mut b, slot, &mut lowest);
+            self.slot(&mut b, slot, files.fd(slot.file)?, &mut lowest);
             if n % SLOTS == SLOTS - 1 {
                 self.live(pid)?.leader.run(&b)?;
                 b = Batch::new();
@@ -86,9 +89,9 @@ impl Build<'_> {
         self.live(pid)?.leader.run(&b).map(drop)
     }
 
-    fn slot(&self, b: &mut Batch, slot: &Slot, lowest: &mut u32) {
-        let fd = self.getfd(b, slot.ours);
-        if slot.number == *lowest {
+    fn slot(&self, b: &mut Batch, slot: &Descriptor, ours: RawFd, lowest: &mut i32) {
+        let fd = self.getfd(b, ours);
+        if slot.fd == *lowest {
             // it came with FD_CLOEXEC
             b.call(
                 "fcntl(F_SETFD)",
@@ -99,11 +102,7 @@ impl Build<'_> {
             return;
         }
         let flags = if slot.cloexec { libc::O_CLOEXEC } else { 0 };
-        b.call(
-            "dup3",
-            libc::SYS_dup3,
-            &[fd, slot.number.into(), flags.into()],
-        );
+        b.call("dup3", libc::SYS_dup3, &[fd, slot.fd.into(), flags.into()]);
         b.call("close", libc::SYS_close, &[fd]);
     }
 
@@ -113,6 +112,29 @@ impl Build<'_> {
         // of a shared table, the first one closes it
         b.try_call("close", libc::SYS_close, &[self.service.into()]);
         self.live(pid)?.leader.run(&b).map(drop)
+    }
+
+    /// What a task must do itself with its descriptors, with its final
+    /// credentials: owners, epoll sets, locks.
+    pub(in crate::engine) fn own_files(
+        &mut self,
+        pid: NsPid,
+        files: &Files<'_>,
+        first: bool,
+    ) -> Result<()> {
+        let plan = self.plan;
+        let calls = files.after(pid, plan.task(pid)?.ids.files_id, first);
+        for calls in calls.chunks(SLOTS) {
+            let mut b = Batch::new();
+            for call in calls {
+                call.add_to(&mut b);
+            }
+            self.live(pid)?
+                .leader
+                .run(&b)
+                .context(|| format!("descriptors of task {pid}"))?;
+        }
+        Ok(())
     }
 
     /// Makes the other threads of a task.

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::base::limits::MAX_TASKS;
 use crate::base::{Error, NsPid, Result};
 use crate::image::pages::Pagemap;
-use crate::image::records::{InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
+use crate::image::records::{FileEntry, InventoryEntry, MemfdInodeEntry, PstreeEntry};
 use crate::image::{Kind, Set};
 use crate::objects::mm::rebuild::Kind as AreaKind;
 use crate::objects::task::rebuild::State;
@@ -45,8 +45,6 @@ pub struct Plan {
     pub members: Vec<Member>,
     /// Shared anonymous memory by number.
     pub shared: BTreeMap<u64, SharedMemory>,
-    /// Ids of the namespaces and of others that the dumper had itself.
-    pub root_ids: Option<TaskKobjIdsEntry>,
 }
 
 /// Where the root lies before it is moved anywhere: session and group of the
@@ -105,13 +103,13 @@ impl Plan {
         if root.is_none_or(|t| t.body.is_none()) {
             return Err(Error::image("tree of tasks", "its root is a zombie"));
         }
+        plain_shared_memory(set, &mut tasks)?;
         let shared = shared_memory(set, &tasks)?;
         let plan = Self {
             tasks,
             tree,
             members,
             shared,
-            root_ids: inventory.root_ids,
         };
         plan.check_sharing()?;
         Ok(plan)
@@ -191,6 +189,40 @@ fn adopt_session(members: &mut [Member], outer: Outer) {
             m.pgid = outer.1;
         }
     }
+}
+
+/// The name that the kernel gives to shared anonymous memory, which CRIU takes
+/// for a memfd of that name on some kernels.
+const SHARED_ANONYMOUS: &str = "/dev/zero";
+
+/// Makes areas of such a memfd what they are.
+fn plain_shared_memory(set: &Set, tasks: &mut BTreeMap<NsPid, Task>) -> Result<()> {
+    let inodes: BTreeMap<u64, u32> = set
+        .all::<MemfdInodeEntry>(Kind::Memfd, 0)?
+        .into_iter()
+        .filter(|m| m.name == SHARED_ANONYMOUS && m.hugetlb_flag.unwrap_or(0) == 0)
+        .map(|m| (m.inode_id, m.shmid))
+        .collect();
+    if inodes.is_empty() {
+        return Ok(());
+    }
+    let files: BTreeMap<u32, u32> = set
+        .all::<FileEntry>(Kind::Files, 0)?
+        .into_iter()
+        .filter_map(|f| {
+            let inode = f.memfd?.inode_id;
+            Some((f.id, *inodes.get(&u64::from(inode))?))
+        })
+        .collect();
+    let bodies = tasks.values_mut().filter_map(|t| t.body.as_mut());
+    for area in bodies.flat_map(|b| b.space.areas.iter_mut()) {
+        if let AreaKind::SharedFile(id) = area.kind
+            && let Some(shmid) = files.get(&id)
+        {
+            area.kind = AreaKind::SharedAnon(u64::from(*shmid));
+        }
+    }
+    Ok(())
 }
 
 fn shared_memory(set: &Set, tasks: &BTreeMap<NsPid, Task>) -> Result<BTreeMap<u64, SharedMemory>> {
