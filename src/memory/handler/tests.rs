@@ -75,7 +75,6 @@ fn faults_are_served_and_the_rest_is_filled_beside_them() {
         let at = range.start() + page * PAGE;
         assert_eq!(child.sum(at, PAGE), expected(OWN, at, 1));
     }
-    assert!(handler.summary().faults >= 4);
     fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
     let out = handler.wait().unwrap();
     assert_eq!(
@@ -86,6 +85,7 @@ fn faults_are_served_and_the_rest_is_filled_beside_them() {
         out.summary.asked_bytes + out.summary.pushed_bytes,
         1024 * PAGE
     );
+    assert_eq!(out.summary.faults, 4);
     assert!(out.summary.p50_ns > 0);
     assert_eq!(
         child.sum(range.start(), range.len()),
@@ -176,9 +176,9 @@ fn memory_that_moves_goes_away_or_is_thrown_away_is_followed() {
     child.mprotect(at + 50 * PAGE, PAGE, libc::PROT_READ);
     fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
     let out = handler.wait().unwrap();
-    // The windows around the two faults came before the rest was dropped.
     assert_eq!(out.count.needed, 64);
-    assert_eq!(out.count.gone, 32);
+    // A window around the first fault may have come before the rest went.
+    assert!((17..=32).contains(&out.count.gone), "{out:?}");
     assert_eq!(child.sum(target, 16 * PAGE), expected(OWN, at, 16));
     assert_eq!(
         child.sum(at + 48 * PAGE, 16 * PAGE),
