@@ -11,6 +11,8 @@
 //! * [`filler`]: places pages, in whatever address spaces need them, from any
 //!   thread.
 //! * [`handler`]: the thread that hears of faults, forks, moves and unmappings.
+//! * [`guardian`]: the process that keeps a dead handler's descriptors open and
+//!   stops the container, so that nothing ever reads a zero in place of a page.
 
 mod ids;
 mod ranges;
@@ -21,6 +23,7 @@ pub mod held;
 pub mod filler;
 pub mod fill;
 pub mod handler;
+pub mod guardian;
 
 pub use filler::{Filler, Job, LazySpace, guard};
 pub use handler::{Direct, Handler, OnLoss};

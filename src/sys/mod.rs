@@ -9,6 +9,8 @@ pub mod ptrace;
 pub mod steer;
 pub mod clone;
 pub mod pidfd;
+pub mod guardian;
+pub mod seqpacket;
 pub mod poll;
 pub mod seek;
 pub mod procfs;

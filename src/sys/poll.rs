@@ -13,6 +13,18 @@ use crate::base::{Result, ResultExt};
 /// # Errors
 /// Those of poll(2); EINTR is retried with the time that is left.
 pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
+    wait(fd, PollFlags::POLLIN, timeout)
+}
+
+/// As [`readable`], until `fd` takes more.
+///
+/// # Errors
+/// As [`readable`].
+pub fn writable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
+    wait(fd, PollFlags::POLLOUT, timeout)
+}
+
+fn wait(fd: BorrowedFd<'_>, what: PollFlags, timeout: Option<Duration>) -> Result<bool> {
     let deadline = timeout.map(|t| Instant::now() + t);
     loop {
         let wait = match deadline {
@@ -27,7 +39,7 @@ pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
                     .unwrap_or(PollTimeout::MAX)
             }
         };
-        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(fd, what)];
         match poll(&mut fds, wait) {
             Ok(0) => {
                 if deadline.is_some_and(|end| Instant::now() >= end) {

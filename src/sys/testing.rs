@@ -198,12 +198,6 @@ impl Child {
         assert_eq!(self.call(libc::SYS_close, [fd as u64, 0, 0, 0, 0]), 0);
         ours
     }
-
-    /// The state letter of /proc/PID/stat; `None` when it is gone.
-    pub(crate) fn state(&self) -> Option<char> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next()
-    }
 }
 
 impl Drop for Child {
@@ -213,6 +207,27 @@ impl Drop for Child {
             // SAFETY: the status pointer may be null.
             unsafe { libc::waitpid(self.pid.0, std::ptr::null_mut(), 0) };
         }
+    }
+}
+
+/// Orphans below us become our children.
+pub(crate) fn become_subreaper() {
+    // SAFETY: plain values.
+    let r = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    assert_eq!(r, 0);
+}
+
+/// Waits for a process that became our child; its exit code, or the signal that
+/// killed it.
+pub(crate) fn wait_adopted(pid: HostPid) -> Result<i32, i32> {
+    let mut status = 0;
+    // SAFETY: `status` has room for the answer.
+    let r = unsafe { libc::waitpid(pid.0, &raw mut status, libc::__WALL) };
+    assert_eq!(r, pid.0, "waitpid: {}", io::Error::last_os_error());
+    if libc::WIFSIGNALED(status) {
+        Err(libc::WTERMSIG(status))
+    } else {
+        Ok(libc::WEXITSTATUS(status))
     }
 }
 

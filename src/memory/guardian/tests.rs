@@ -1,0 +1,117 @@
+use super::*;
+use crate::base::{PAGE_SIZE, PageRange};
+use crate::memory::{
+    Area, Handler, Job, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want, guard,
+};
+use crate::sys::testing::{self, Child};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+/// Says that somebody waits, and never answers.
+struct Silent(Sender<()>);
+
+impl PageSource for Silent {
+    fn want(&self, _: Want, _: &dyn PageSink) -> Result<()> {
+        let _ = self.0.send(());
+        Ok(())
+    }
+}
+
+/// Not a test of its own: a process that serves pages and is killed while one of
+/// its tasks waits for a page. `STATUS` names the status file; without it there
+/// is no guardian.
+#[test]
+#[ignore = "run by the other tests here, as a process of its own"]
+fn handler_process() {
+    let Ok(mode) = std::env::var("DUNLIN_TEST_GUARDIAN") else {
+        return;
+    };
+    let guardian = (mode != "none").then(|| Guardian::start(Some(Path::new(&mode))).unwrap());
+    let child = Child::fork();
+    let pages = 16;
+    let range = PageRange::with_pages(child.mmap(pages * PAGE_SIZE), pages).unwrap();
+    let object = Object::Private(SpaceId(1));
+    let at = range.start();
+    let areas = vec![Area {
+        range,
+        object,
+        at,
+        wipe_on_fork: false,
+    }];
+    let space = LazySpace {
+        id: SpaceId(1),
+        pid: child.pid(),
+        pidfd: child.pidfd().try_clone().unwrap(),
+        uffd: guard(child.userfaultfd(), &areas).unwrap(),
+        areas,
+        needed: vec![range],
+    };
+    let filler = crate::memory::Filler::new(Job {
+        spaces: vec![space],
+        shared: vec![],
+    })
+    .unwrap();
+    let mut guardian = guardian;
+    if let Some(g) = &mut guardian {
+        g.watch(&filler).unwrap();
+    }
+    let (said, waits) = channel();
+    let policy = Box::new(|_: &crate::base::Error| OnLoss::Wait);
+    let _handler = Handler::start(filler, Arc::new(Silent(said)), policy).unwrap();
+    child.start_sum(at, PAGE_SIZE);
+    waits.recv().unwrap();
+    println!("\nwaiting {}", child.pid());
+    // Until killed.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Kills a handler while a task of its waits; returns how that task ended:
+/// `Err(signal)` or `Ok(exit code)`. It exits by itself when its read returns.
+fn kill_the_handler(mode: &str) -> std::result::Result<i32, i32> {
+    testing::become_subreaper();
+    let mut handler = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "memory::guardian::tests::handler_process"])
+        .args(["--ignored", "--nocapture", "--test-threads=1"])
+        .env("DUNLIN_TEST_GUARDIAN", mode)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(handler.stdout.take().unwrap());
+    let pid = out
+        .lines()
+        .find_map(|l| l.unwrap().strip_prefix("waiting ")?.parse::<i32>().ok())
+        .expect("it says that a task waits");
+    handler.kill().unwrap();
+    handler.wait().unwrap();
+    testing::wait_adopted(HostPid(pid))
+}
+
+#[test]
+fn when_the_handler_is_killed_its_tasks_die_and_never_read_zeros() {
+    let status = tempfile::NamedTempFile::new().unwrap();
+    let ended = kill_the_handler(status.path().to_str().unwrap());
+    assert_eq!(ended, Err(libc::SIGKILL));
+    let said = std::fs::read_to_string(status.path()).unwrap();
+    assert!(
+        said.starts_with("the page handler died; the container is killed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn without_a_guardian_the_same_task_does_read_zeros() {
+    // The task's read returns, its answer goes nowhere, and it exits.
+    assert_eq!(kill_the_handler("none"), Ok(0));
+}
+
+#[test]
+fn a_guardian_that_is_dropped_leaves_nothing_behind() {
+    let guardian = Guardian::start(None).unwrap();
+    let pid = guardian.pid();
+    drop(guardian);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}

@@ -1,0 +1,361 @@
+//! A process that shares our table of descriptors (clone(2), CLONE_FILES) and
+//! nothing else: when we die, every descriptor lives on in it. It is no thread of
+//! ours, runs no destructors, allocates nothing, and makes raw calls only, since
+//! it is a copy of a process with threads.
+//!
+//! What it is for, and what it does when we die: [`crate::memory::guardian`].
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use crate::base::{Error, HostPid, Result};
+use crate::sys::pidfd;
+
+/// Processes that one guardian can stop by descriptor.
+pub const MAX_WATCHED: usize = 4000;
+
+/// What both sides see.
+#[repr(C)]
+struct Board {
+    /// 1: nothing is left to guard.
+    released: AtomicU32,
+    /// How many of `pidfds` are valid.
+    watched: AtomicU32,
+    /// A directory of a control group whose processes are killed, or -1.
+    cgroup: AtomicI32,
+    /// Where to say what happened, or -1.
+    status: AtomicI32,
+    pidfds: [AtomicI32; MAX_WATCHED],
+}
+
+const SAID: &[u8] = b"the page handler died; the container is killed, so that no page of it \
+reads as zeros\n";
+const DONE: &[u8] = b"all its processes are gone\n";
+const UFFDIO_CONTINUE: u32 = 0xc020_aa07;
+
+/// A running guardian. Dropping it lets it go: do that only when no descriptor
+/// needs it any more.
+#[derive(Debug)]
+pub struct Guardian {
+    board: NonNull<Board>,
+    pid: HostPid,
+    pidfd: OwnedFd,
+    /// In the shared table, by number: it must stay open as long as the guardian.
+    kept: Vec<OwnedFd>,
+}
+
+// SAFETY: the board is shared memory that is only used through atomics.
+unsafe impl Send for Guardian {}
+// SAFETY: as above; `watch` takes &mut self.
+unsafe impl Sync for Guardian {}
+
+impl Guardian {
+    /// Starts one, before there is anything to guard. `status` is written to
+    /// when it has to act.
+    ///
+    /// # Errors
+    /// Those of mmap(2), pidfd_open(2), clone(2).
+    pub fn start(status: Option<OwnedFd>) -> Result<Self> {
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let board = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size_of::<Board>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if board == libc::MAP_FAILED {
+            return Err(Error::last_os("map the guardian's board"));
+        }
+        let Some(board) = NonNull::new(board.cast::<Board>()) else {
+            return Err(Error::errno("map the guardian's board", libc::ENOMEM));
+        };
+        let me = i32::try_from(std::process::id())
+            .map_err(|_| Error::errno("own pid", libc::EOVERFLOW))?;
+        let ours = pidfd::open(HostPid(me))?;
+        // SAFETY: zeroed memory is a valid Board, and lives as long as `self`.
+        let shared = unsafe { board.as_ref() };
+        shared.cgroup.store(-1, Ordering::Release);
+        let said = status.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        shared.status.store(said, Ordering::Release);
+        let mut pidfd: RawFd = -1;
+        let flags = libc::CLONE_FILES | libc::CLONE_PIDFD;
+        // SAFETY: like fork(2) but for the table of descriptors; the child runs
+        // on a copy of this stack, makes raw calls only and never returns.
+        let pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                i64::from(flags),
+                0,
+                &raw mut pidfd,
+                ptr::null_mut::<i32>(),
+                0,
+            )
+        };
+        if pid == 0 {
+            watch_over(shared, ours.as_raw_fd());
+        }
+        let Ok(pid @ 1..) = i32::try_from(pid) else {
+            return Err(Error::last_os("clone the guardian"));
+        };
+        // SAFETY: clone(2) has just made this descriptor, for us alone.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let mut kept = vec![ours];
+        kept.extend(status);
+        Ok(Self {
+            board,
+            pid: HostPid(pid),
+            pidfd,
+            kept,
+        })
+    }
+
+    /// Its pid: move it to a control group that is not the container's.
+    pub fn pid(&self) -> HostPid {
+        self.pid
+    }
+
+    /// Readable when it has died.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Adds a process that is killed when we die.
+    ///
+    /// # Errors
+    /// More than [`MAX_WATCHED`], or no descriptor left.
+    pub fn watch(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let own = pidfd
+            .try_clone_to_owned()
+            .map_err(|e| Error::os("duplicate a pidfd", e))?;
+        // SAFETY: the board lives as long as `self`.
+        let board = unsafe { self.board.as_ref() };
+        let n = board.watched.load(Ordering::Acquire);
+        let slot = usize::try_from(n).ok().and_then(|n| board.pidfds.get(n));
+        let slot = slot.ok_or_else(|| Error::errno("watch a process", libc::ENOSPC))?;
+        slot.store(own.as_raw_fd(), Ordering::Release);
+        board.watched.store(n + 1, Ordering::Release);
+        self.kept.push(own);
+        Ok(())
+    }
+
+    /// Names a control group (its directory) all of whose processes are killed.
+    pub fn watch_cgroup(&mut self, dir: OwnedFd) {
+        // SAFETY: the board lives as long as `self`.
+        let board = unsafe { self.board.as_ref() };
+        board.cgroup.store(dir.as_raw_fd(), Ordering::Release);
+        self.kept.push(dir);
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        // SAFETY: the board is unmapped below, and not before.
+        let board = unsafe { self.board.as_ref() };
+        board.released.store(1, Ordering::Release);
+        let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        // SAFETY: the status pointer may be null. __WALL: it ends without a signal.
+        unsafe { libc::waitpid(self.pid.0, ptr::null_mut(), libc::__WALL) };
+        // SAFETY: nobody uses the board any more; the guardian's mapping of it was
+        // its own.
+        unsafe { libc::munmap(self.board.as_ptr().cast(), size_of::<Board>()) };
+    }
+}
+
+/// The guardian's life.
+fn watch_over(board: &Board, parent: RawFd) -> ! {
+    // SAFETY: raw calls on plain values and on this function's own stack.
+    unsafe {
+        libc::setsid();
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut());
+        libc::prctl(libc::PR_SET_NAME, c"dunlin-guardian".as_ptr());
+        // Our parent dying must not take us along, whatever it had set.
+        libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+    }
+    wait_for(parent, -1);
+    if board.released.load(Ordering::Acquire) == 1 || !any_alive() {
+        exit();
+    }
+    say(board, SAID);
+    loop {
+        kill_all(board);
+        if !any_alive() {
+            break;
+        }
+        // Nothing tells when an address space has ended.
+        wait_for(-1, 20);
+    }
+    say(board, DONE);
+    exit()
+}
+
+fn exit() -> ! {
+    // SAFETY: ends the process at once.
+    unsafe { libc::_exit(0) }
+}
+
+fn wait_for(fd: RawFd, millis: i32) {
+    let mut p = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd on this stack. All signals are blocked: no EINTR.
+    unsafe { libc::poll(&raw mut p, 1, millis) };
+}
+
+fn say(board: &Board, text: &[u8]) {
+    let fd = board.status.load(Ordering::Acquire);
+    if fd >= 0 {
+        // SAFETY: a constant text of known length.
+        unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
+    }
+}
+
+fn kill_all(board: &Board) {
+    let n = board.watched.load(Ordering::Acquire);
+    for slot in board.pidfds.iter().take(usize::try_from(n).unwrap_or(0)) {
+        let fd = slot.load(Ordering::Acquire);
+        // SAFETY: the siginfo pointer may be null.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                fd,
+                libc::SIGKILL,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+    }
+    let dir = board.cgroup.load(Ordering::Acquire);
+    if dir < 0 {
+        return;
+    }
+    // SAFETY: constant names, a descriptor of our own.
+    unsafe {
+        let kill = libc::openat(dir, c"cgroup.kill".as_ptr(), libc::O_WRONLY);
+        if kill >= 0 {
+            libc::write(kill, b"1".as_ptr().cast(), 1);
+            libc::close(kill);
+            return;
+        }
+    }
+    // SAFETY: a constant name.
+    let procs = unsafe { libc::openat(dir, c"cgroup.procs".as_ptr(), libc::O_RDONLY) };
+    if procs < 0 {
+        return;
+    }
+    let mut pid = 0i32;
+    let mut buf = [0u8; 512];
+    loop {
+        // SAFETY: `buf` has the length that is given.
+        let n = unsafe { libc::read(procs, buf.as_mut_ptr().cast(), buf.len()) };
+        let Ok(n @ 1..) = usize::try_from(n) else {
+            break;
+        };
+        for b in buf.iter().take(n) {
+            if b.is_ascii_digit() {
+                pid = pid.wrapping_mul(10).wrapping_add(i32::from(b - b'0'));
+                continue;
+            }
+            // SAFETY: plain values; never ourselves, nor everyone.
+            unsafe {
+                if pid > 1 && pid != libc::getpid() {
+                    libc::kill(pid, libc::SIGKILL);
+                }
+            }
+            pid = 0;
+        }
+    }
+    // SAFETY: opened above.
+    unsafe { libc::close(procs) };
+}
+
+/// Whether some userfaultfd in our table guards an address space that lives.
+/// Found by looking at the table, since a fork may have put one there of which
+/// nobody knew yet.
+fn any_alive() -> bool {
+    // SAFETY: a constant path.
+    let dir = unsafe {
+        libc::open(
+            c"/proc/self/fd".as_ptr(),
+            libc::O_RDONLY | libc::O_DIRECTORY,
+        )
+    };
+    if dir < 0 {
+        // Better to go on guarding than to let go.
+        return true;
+    }
+    let mut alive = false;
+    let mut buf = [0u64; 512];
+    loop {
+        // SAFETY: `buf` has the length that is given.
+        let n = unsafe {
+            libc::syscall(
+                libc::SYS_getdents64,
+                dir,
+                buf.as_mut_ptr(),
+                size_of_val(&buf),
+            )
+        };
+        let Ok(n @ 1..) = usize::try_from(n) else {
+            break;
+        };
+        // SAFETY: the kernel filled `n` bytes of the buffer.
+        let bytes = unsafe { std::slice::from_raw_parts(buf.as_ptr().cast::<u8>(), n) };
+        let mut at = 0;
+        // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
+        while at + 19 < n {
+            let len = usize::from(u16::from_ne_bytes([bytes[at + 16], bytes[at + 17]]));
+            if len == 0 || at + len > n {
+                break;
+            }
+            alive |= guards_a_living_one(dir, &bytes[at + 19..at + len]);
+            at += len;
+        }
+    }
+    // SAFETY: opened above.
+    unsafe { libc::close(dir) };
+    alive
+}
+
+/// `name` is a descriptor's number, ended by a zero byte.
+fn guards_a_living_one(dir: RawFd, name: &[u8]) -> bool {
+    const KIND: &[u8] = b"anon_inode:[userfaultfd]";
+    let mut fd = 0i32;
+    for b in name.iter().take_while(|b| **b != 0) {
+        if !b.is_ascii_digit() {
+            return false;
+        }
+        fd = fd.wrapping_mul(10).wrapping_add(i32::from(b - b'0'));
+    }
+    let mut link = [0u8; 64];
+    // SAFETY: `name` is ended by a zero byte, as getdents64(2) writes it; `link`
+    // has the length that is given.
+    let n = unsafe {
+        libc::readlinkat(
+            dir,
+            name.as_ptr().cast(),
+            link.as_mut_ptr().cast(),
+            link.len(),
+        )
+    };
+    if usize::try_from(n).ok().and_then(|n| link.get(..n)) != Some(KIND) {
+        return false;
+    }
+    // A question that no address space answers with success; one that has ended
+    // says so.
+    let mut arg = [0x10000u64, 4096, 0, 0];
+    // SAFETY: `arg` is laid out as struct uffdio_continue, 32 bytes.
+    let r = unsafe { libc::ioctl(fd, libc::Ioctl::from(UFFDIO_CONTINUE), arg.as_mut_ptr()) };
+    let errno = io::Error::last_os_error().raw_os_error();
+    r == 0 || errno != Some(libc::ESRCH)
+}
