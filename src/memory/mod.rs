@@ -13,6 +13,8 @@
 //! * [`handler`]: the thread that hears of faults, forks, moves and unmappings.
 //! * [`guardian`]: the process that keeps a dead handler's descriptors open and
 //!   stops the container, so that nothing ever reads a zero in place of a page.
+//! * [`handoff`]: how the process that restores hands its address spaces to the
+//!   process that serves pages.
 
 mod ids;
 mod ranges;
@@ -24,6 +26,7 @@ pub mod filler;
 pub mod fill;
 pub mod handler;
 pub mod guardian;
+pub mod handoff;
 
 pub use filler::{Filler, Job, LazySpace, guard};
 pub use handler::{Direct, Handler, OnLoss};

@@ -1,0 +1,109 @@
+//! The restoring end.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use super::message::{Line, Message, SharedRecord, SpaceRecord, VERSION, unexpected};
+use super::socket_in;
+use crate::base::{Error, HostPid, Result};
+use crate::memory::LazySpace;
+use crate::sys::seqpacket;
+
+/// A restorer's conversation with the process that serves pages.
+#[derive(Debug)]
+pub struct Client {
+    line: Line,
+    spaces: u32,
+    shared: u32,
+}
+
+impl Client {
+    /// Connects, and agrees on a version. `timeout` holds for each wait.
+    ///
+    /// # Errors
+    /// Nobody serves there (ENOENT, ECONNREFUSED), or another version.
+    pub fn connect(work_dir: &Path, timeout: Duration) -> Result<Self> {
+        let line = Line::new(seqpacket::connect_to(&socket_in(work_dir))?, timeout);
+        line.send(&Message::Hello { version: VERSION }, &[])?;
+        match line.receive()?.0 {
+            Message::Hello { version: VERSION } => Ok(Self {
+                line,
+                spaces: 0,
+                shared: 0,
+            }),
+            Message::Hello { version } => Err(Error::peer(
+                "lazy-pages peer",
+                format!("speaks version {version}, not {VERSION}"),
+            )),
+            Message::Abort { why } => Err(Error::peer("lazy-pages peer refuses", why)),
+            other => Err(unexpected(&other, "HELLO")),
+        }
+    }
+
+    /// Hands an address space over. Keep `space` until [`Self::ready`] has
+    /// returned, then drop it, so that only the server holds its userfaultfd.
+    ///
+    /// # Errors
+    /// The peer is gone or does not take it.
+    pub fn space(&mut self, space: &LazySpace) -> Result<()> {
+        let record = SpaceRecord {
+            areas: space.areas.iter().map(Into::into).collect(),
+            needed: space.needed.iter().map(|r| (r.start(), r.end())).collect(),
+        };
+        let message = Message::Space {
+            id: space.id.0,
+            pid: space.pid.0,
+        };
+        let rights = [space.uffd.as_fd(), space.pidfd.as_fd()];
+        self.line.send_record(&message, &rights, &record)?;
+        self.spaces += 1;
+        Ok(())
+    }
+
+    /// Names the pages of a shared object that must come, by byte offset.
+    ///
+    /// # Errors
+    /// As [`Self::space`].
+    pub fn shared(&mut self, id: u32, needed: &[crate::base::PageRange]) -> Result<()> {
+        let record = SharedRecord(needed.iter().map(|r| (r.start(), r.end())).collect());
+        self.line
+            .send_record(&Message::Shared { id }, &[], &record)?;
+        self.shared += 1;
+        Ok(())
+    }
+
+    /// Everything is built and stopped: waits, as long as `patience`, until it may
+    /// go on.
+    ///
+    /// # Errors
+    /// The server says ABORT, dies, or takes too long: nothing may be resumed.
+    pub fn ready(&mut self, root: HostPid, patience: Duration) -> Result<()> {
+        let message = Message::Ready {
+            root: root.0,
+            spaces: self.spaces,
+            shared: self.shared,
+        };
+        self.line.send(&message, &[])?;
+        match self.line.receive_within(patience)? {
+            Some((Message::Grant, _)) => Ok(()),
+            Some((Message::Abort { why }, _)) => Err(Error::peer(
+                "lazy-pages peer does not let the tree go on",
+                why,
+            )),
+            Some((other, _)) => Err(unexpected(&other, "GRANT")),
+            None => Err(Error::errno(
+                "wait for the lazy-pages peer to let the tree go on",
+                libc::ETIMEDOUT,
+            )),
+        }
+    }
+
+    /// The tasks run.
+    ///
+    /// # Errors
+    /// The peer is gone: its guardian stops the container.
+    pub fn resumed(self) -> Result<()> {
+        self.line.send(&Message::Resumed, &[])
+    }
+}
