@@ -23,3 +23,6 @@ pub use frame::Entry;
 pub use kind::{IdForm, Kind, Magic};
 pub use set::Set;
 pub use verify::{VERSION, task_state};
+
+#[cfg(test)]
+mod hostile_tests;
