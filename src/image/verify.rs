@@ -229,3 +229,7 @@ fn verify_areas(name: &str, mm: &MmEntry) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;

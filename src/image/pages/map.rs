@@ -45,6 +45,19 @@ impl Run {
         }
     }
 
+    /// Takes in the run behind this one, if both are one run in pieces.
+    fn join(&mut self, next: &Run) -> bool {
+        let beside = self.range.end() == next.range.start() && self.flags == next.flags;
+        let content = self.held() != Held::Here || self.offset + self.range.len() == next.offset;
+        match PageRange::new(self.range.start(), next.range.end()) {
+            Some(range) if beside && content => {
+                self.range = range;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the content may come after the task has resumed.
     pub fn lazy(&self) -> bool {
         self.flags & PE_LAZY != 0
@@ -107,6 +120,8 @@ impl Pagemap {
                 format!("lists {} and {}", pair[0].range, pair[1].range),
             ));
         }
+        // CRIU breaks runs where its pipes are full.
+        runs.dedup_by(|next, last| last.join(next));
         Ok(Self {
             pages_id: head.pages_id,
             runs,

@@ -71,16 +71,16 @@ impl PagesWriter {
                     format!("{} bytes at {start:#x} are no pages", bytes.len()),
                 )
             })?;
-        self.add(range, here(lazy));
-        if self.gathered.len() + bytes.len() <= GATHER {
-            self.gathered.reserve_exact(GATHER - self.gathered.len());
-            self.gathered.extend_from_slice(bytes);
-        } else {
-            let at = self.end - (self.gathered.len() + bytes.len()) as u64;
-            self.put(at, &self.gathered)?;
-            self.put(at + self.gathered.len() as u64, bytes)?;
-            self.gathered.clear();
+        if self.gathered.len() + bytes.len() > GATHER {
+            self.flush()?;
         }
+        let at = self.end;
+        self.add(range, here(lazy));
+        if self.gathered.is_empty() && bytes.len() >= GATHER / 4 {
+            return self.put(at, bytes);
+        }
+        self.gathered.reserve_exact(GATHER - self.gathered.len());
+        self.gathered.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -89,8 +89,7 @@ impl PagesWriter {
     ///
     /// Errors: write(2).
     pub fn reserve(&mut self, range: PageRange, lazy: bool) -> Result<u64> {
-        self.put(self.end - self.gathered.len() as u64, &self.gathered)?;
-        self.gathered.clear();
+        self.flush()?;
         let offset = self.end;
         self.add(range, here(lazy));
         Ok(offset)
@@ -139,6 +138,12 @@ impl PagesWriter {
         }
     }
 
+    fn flush(&mut self) -> Result<()> {
+        self.put(self.end - self.gathered.len() as u64, &self.gathered)?;
+        self.gathered.clear();
+        Ok(())
+    }
+
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)
@@ -164,8 +169,8 @@ impl PagesWriter {
     ///
     /// Errors: write(2).
     pub fn finish(mut self, set: &mut Set, kind: Kind, id: u32) -> Result<u64> {
+        self.flush()?;
         let what = || format!("write {}", self.path.display());
-        self.put(self.end - self.gathered.len() as u64, &self.gathered)?;
         // What was reserved and not filled reads as zeros instead of end of file.
         let length = self.file.metadata().context(what)?.len();
         if length < self.end {
