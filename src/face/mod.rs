@@ -9,6 +9,7 @@ mod criu;
 mod help;
 mod inspect;
 mod log;
+mod migrate;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -91,6 +92,10 @@ fn dispatch(name: &str, args: &[String]) -> Result<(), Failure> {
         "swrk" | "lazy-pages" => criu::main(args),
         "check" => check::main(rest),
         "inspect" => inspect::main(rest),
+        "migrate" => migrate::migrate(rest),
+        "receive" => migrate::receive(rest),
+        "resolve" => migrate::resolve(rest),
+        crate::migrate::guard::COMMAND => migrate::guard(rest),
         _ => Err(Failure::Usage(Error::caller(
             format!("command {command:?}"),
             "is not known; try dunlin --help",

@@ -239,6 +239,11 @@ impl Journal {
         self.phase
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What does not change.
     pub fn facts(&self) -> &Facts {
         &self.facts

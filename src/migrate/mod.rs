@@ -9,11 +9,29 @@
 //!   what a container is. This room knows neither: it drives both through two
 //!   small traits ([`ports`]), so that the protocol is tested without a kernel.
 //! - Memory stays in the stopped tasks until it is wanted ([`queue`],
-//!   [`pages`]): the pause does not grow with it.
+//!   [`pump`], [`remote`]): the pause does not grow with it.
 //! - The destination takes a stranger's bundle ([`policy`], [`bundle`]): what it
 //!   may bring is a list of what is allowed, never of what is forbidden.
 
+pub mod budget;
 pub mod bundle;
+pub mod control;
+pub mod destination;
+mod destination_pages;
+pub mod gate;
+pub mod guard;
 pub mod journal;
+pub mod pages;
 pub mod policy;
+pub mod ports;
+pub mod probe;
+pub mod pump;
 pub mod queue;
+pub mod remote;
+pub mod source;
+mod source_pages;
+
+pub use source_pages::runtime;
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Error, PAGE_SIZE, PageRange, Result};
+use crate::memory::Object;
 
 /// Disjoint ranges of pages, by start address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +33,18 @@ impl Ranges {
         (addr < *end)
             .then(|| PageRange::new(*start, *end))
             .flatten()
+    }
+
+    /// Whether all pages of `range` are in it.
+    pub fn covers(&self, range: PageRange) -> bool {
+        let mut at = range.start();
+        while at < range.end() {
+            match self.at(at) {
+                Some(r) => at = r.end(),
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Adds pages; those that are in it already stay.
@@ -125,16 +138,16 @@ struct Space {
 /// What has to go, of all address spaces.
 #[derive(Debug, Default)]
 pub struct Queue {
-    spaces: BTreeMap<u32, Space>,
-    /// The space that the bulk lanes are in.
-    turn: u32,
+    spaces: BTreeMap<Object, Space>,
+    /// The object that the bulk lanes are in.
+    turn: Option<Object>,
 }
 
-/// Pages of one space that were taken to be sent now.
+/// Pages of one object that were taken to be sent now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Image id of the address space.
-    pub space: u32,
+    /// Whose pages.
+    pub object: Object,
     /// Its ranges, disjoint.
     pub ranges: Vec<PageRange>,
 }
@@ -145,9 +158,9 @@ impl Queue {
         Self::default()
     }
 
-    /// Adds pages of a space.
-    pub fn declare(&mut self, space: u32, ranges: impl IntoIterator<Item = PageRange>) {
-        let s = self.spaces.entry(space).or_default();
+    /// Adds pages of an object.
+    pub fn declare(&mut self, object: Object, ranges: impl IntoIterator<Item = PageRange>) {
+        let s = self.spaces.entry(object).or_default();
         for r in ranges {
             s.declared.insert(r);
             s.left.insert(r);
@@ -167,91 +180,76 @@ impl Queue {
     /// The next piece for a bulk lane, of up to `pages` pages in up to `runs`
     /// ranges; `None`: everything has been taken.
     pub fn take_bulk(&mut self, pages: u64, runs: usize) -> Option<Piece> {
-        let ids: Vec<u32> = self
-            .spaces
-            .range(self.turn..)
-            .chain(self.spaces.range(..self.turn))
-            .filter(|(_, s)| s.left.pages() > 0)
-            .map(|(id, _)| *id)
-            .collect();
-        let space = *ids.first()?;
-        self.turn = space;
-        let s = self.spaces.get_mut(&space)?;
+        let has = |o: &Object| self.spaces.get(o).is_some_and(|s| s.left.pages() > 0);
+        let object = self
+            .turn
+            .filter(has)
+            .or_else(|| self.spaces.keys().copied().find(has))?;
+        self.turn = Some(object);
+        let s = self.spaces.get_mut(&object)?;
         let mut ranges = s.left.take_from(s.cursor, pages, runs);
         if ranges.is_empty() {
             ranges = s.left.take_from(0, pages, runs);
         }
         s.cursor = ranges.last()?.end();
-        Some(Piece { space, ranges })
+        Some(Piece { object, ranges })
     }
 
     /// What answers a fault: the wanted pages, whether they went already or not,
-    /// then what is left of `window` pages behind them and a quarter of it before.
+    /// then what of `window` has not gone yet, in up to `runs` ranges.
     ///
     /// # Errors
     /// A page was asked for that this container never had: the peer is wrong.
     pub fn take_fault(
         &mut self,
-        space: u32,
+        object: Object,
         wanted: PageRange,
-        window: u64,
+        window: PageRange,
         runs: usize,
     ) -> Result<Piece> {
         let no = || {
             Error::peer(
-                format!("page fault at {wanted} of space {space}"),
+                format!("page fault at {wanted} of {object}"),
                 "no such pages here",
             )
         };
-        let s = self.spaces.get_mut(&space).ok_or_else(no)?;
-        let known = |a: u64| s.declared.contains(a);
-        if wanted.is_empty() || !known(wanted.start()) || !known(wanted.end() - PAGE_SIZE) {
+        let s = self.spaces.get_mut(&object).ok_or_else(no)?;
+        if wanted.is_empty() || !s.declared.covers(wanted) {
             return Err(no());
         }
         s.left.remove(wanted);
         let mut ranges = vec![wanted];
-        let reach = window.min(1 << 20) * PAGE_SIZE;
-        let behind = PageRange::new(wanted.end(), wanted.end().saturating_add(reach));
-        let before = PageRange::new(
-            wanted
-                .start()
-                .saturating_sub(reach / PAGE_SIZE / 4 * PAGE_SIZE),
-            wanted.start(),
-        );
-        for side in [behind, before].into_iter().flatten() {
-            for r in s.left.remove(side) {
-                if ranges.len() < runs {
-                    ranges.push(r);
-                } else {
-                    s.left.insert(r);
-                }
+        for r in s.left.remove(window) {
+            if ranges.len() < runs {
+                ranges.push(r);
+            } else {
+                s.left.insert(r);
             }
         }
-        s.cursor = wanted.end().saturating_add(reach);
-        self.turn = space;
-        Ok(Piece { space, ranges })
+        s.cursor = wanted.end().max(window.end());
+        self.turn = Some(object);
+        Ok(Piece { object, ranges })
     }
 
     /// After a reconnection: only `missing` is left, whatever was taken.
     ///
     /// # Errors
     /// It names pages that were never declared: the peer is wrong.
-    pub fn restart(&mut self, missing: &[(u32, PageRange)]) -> Result<()> {
+    pub fn restart(&mut self, missing: &[(Object, PageRange)]) -> Result<()> {
         for s in self.spaces.values_mut() {
             s.left = Ranges::default();
             s.cursor = 0;
         }
-        for (space, range) in missing {
+        for (object, range) in missing {
             let no = || {
                 Error::peer(
-                    format!("missing pages {range} of space {space}"),
+                    format!("missing pages {range} of {object}"),
                     "no such pages here",
                 )
             };
-            let s = self.spaces.get_mut(space).ok_or_else(no)?;
-            let mut at = range.start();
-            while at < range.end() {
-                at = s.declared.at(at).ok_or_else(no)?.end();
+            let s = self.spaces.get_mut(object).ok_or_else(no)?;
+            if !s.declared.covers(*range) {
+                return Err(no());
             }
             s.left.insert(*range);
         }
@@ -262,11 +260,20 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::SpaceId;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     fn range(page: u64, pages: u64) -> PageRange {
         PageRange::with_pages(page * PAGE_SIZE, pages).unwrap()
+    }
+
+    fn obj(n: u32) -> Object {
+        Object::Private(SpaceId(n))
+    }
+
+    fn id(o: Object) -> u32 {
+        crate::wire::batch::numbers(o).1
     }
 
     fn pages_of(rs: &[PageRange]) -> Vec<u64> {
@@ -306,26 +313,26 @@ mod tests {
             let mut q = Queue::new();
             let mut all = BTreeSet::new();
             for (space, at, len) in pieces {
-                q.declare(space, [range(at, len)]);
+                q.declare(obj(space), [range(at, len)]);
                 all.extend((at..at + len).map(|p| (space, p)));
             }
             let list: Vec<(u32, u64)> = all.iter().copied().collect();
             let mut gone = BTreeSet::new();
             for (pick, window) in faults {
                 let (space, page) = list[pick.index(list.len())];
-                let piece = q.take_fault(space, range(page, 1), window, 8).unwrap();
+                let piece = q.take_fault(obj(space), range(page, 1), range(page.saturating_sub(2), window), 8).unwrap();
                 let pages = pages_of(&piece.ranges);
                 prop_assert_eq!(pages[0], page);
                 gone.insert((space, page));
                 for p in &pages[1..] { prop_assert!(gone.insert((space, *p)), "neighbour {} went twice", p); }
                 if let Some(piece) = q.take_bulk(bulk, 3) {
-                    for p in pages_of(&piece.ranges) { prop_assert!(gone.insert((piece.space, p)), "page {} went twice", p); }
+                    for p in pages_of(&piece.ranges) { prop_assert!(gone.insert((id(piece.object), p)), "page {} went twice", p); }
                 }
             }
             while let Some(piece) = q.take_bulk(bulk, 3) {
                 let pages = pages_of(&piece.ranges);
                 prop_assert!(pages.len() as u64 <= bulk && !pages.is_empty());
-                for p in pages { prop_assert!(gone.insert((piece.space, p)), "page {} went twice", p); }
+                for p in pages { prop_assert!(gone.insert((id(piece.object), p)), "page {} went twice", p); }
             }
             prop_assert_eq!(gone, all);
             prop_assert_eq!(q.left(), 0);
@@ -335,18 +342,19 @@ mod tests {
     #[test]
     fn a_page_that_was_never_there_is_refused() {
         let mut q = Queue::new();
-        q.declare(1, [range(10, 2)]);
-        assert!(q.take_fault(1, range(12, 1), 4, 8).is_err());
-        assert!(q.take_fault(2, range(10, 1), 4, 8).is_err());
-        assert!(q.restart(&[(1, range(11, 2))]).is_err());
+        q.declare(obj(1), [range(10, 2)]);
+        assert!(q.take_fault(obj(1), range(12, 1), range(12, 4), 8).is_err());
+        assert!(q.take_fault(obj(2), range(10, 1), range(10, 0), 8).is_err());
+        assert!(q.restart(&[(obj(1), range(11, 2))]).is_err());
     }
 
     #[test]
     fn after_a_reconnection_only_the_missing_goes_again() {
         let mut q = Queue::new();
-        q.declare(1, [range(0, 10)]);
+        q.declare(obj(1), [range(0, 10)]);
         while q.take_bulk(4, 4).is_some() {}
-        q.restart(&[(1, range(3, 2)), (1, range(9, 1))]).unwrap();
+        q.restart(&[(obj(1), range(3, 2)), (obj(1), range(9, 1))])
+            .unwrap();
         let p = q.take_bulk(100, 8).unwrap();
         assert_eq!(p.ranges, [range(3, 2), range(9, 1)]);
     }

@@ -22,6 +22,7 @@ pub mod sched;
 pub mod features;
 pub mod ns;
 pub mod mounts;
+pub mod xattr;
 pub mod cgroup;
 pub mod netlink;
 pub mod shmem;

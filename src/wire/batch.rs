@@ -1,10 +1,11 @@
 //! Page batches: which pages of which space, and their bytes.
 //!
 //! ```text
-//!  0  u32  space (the image id of the address space)
-//!  4  u32  number of runs, at most 256
+//!  0  u32  image id of the address space or of the shared memory
+//!  4  u16  1: address space; 2: shared memory
+//!  6  u16  number of runs, at most 256
 //!  then per run
-//!     u64  address of its first page
+//!     u64  position of its first page: address, or byte offset
 //!     u32  pages, at least 1
 //!     u32  0: bytes follow; 1: all zero, no bytes
 //!  then the bytes of all runs of sort 0, in order
@@ -17,6 +18,7 @@ use std::ops::Range;
 
 use super::frame::BATCH_BYTES;
 use crate::base::{Error, PAGE_SIZE, PageRange, Result};
+use crate::memory::{Object, SpaceId};
 
 /// Most runs in a batch.
 pub const MAX_RUNS: usize = 256;
@@ -41,8 +43,8 @@ pub struct Run {
 /// A batch, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// The image id of the address space.
-    pub space: u32,
+    /// Whose pages.
+    pub object: Object,
     /// Its runs, in the order sent.
     pub runs: Vec<Run>,
     body: Vec<u8>,
@@ -61,8 +63,9 @@ impl Batch {
                 .map(|b| u32::from_le_bytes(*b))
                 .ok_or_else(|| bad("truncated"))
         };
-        let space = word(0)?;
-        let count = usize::try_from(word(4)?).unwrap_or(usize::MAX);
+        let (id, mixed) = (word(0)?, word(4)?);
+        let object = object(mixed & 0xffff, id)?;
+        let count = usize::try_from(mixed >> 16).unwrap_or(usize::MAX);
         if count == 0 || count > MAX_RUNS {
             return Err(bad("number of runs out of bounds"));
         }
@@ -96,7 +99,7 @@ impl Batch {
         if data != body.len() {
             return Err(bad("bytes do not add up to the runs"));
         }
-        Ok(Self { space, runs, body })
+        Ok(Self { object, runs, body })
     }
 
     /// The bytes of a run of this batch; `None` if it is all zero.
@@ -124,7 +127,7 @@ impl Batch {
 /// What `read` says; too many ranges or bytes is a bug of ours.
 pub fn lay_out(
     out: &mut Vec<u8>,
-    space: u32,
+    object: Object,
     ranges: &[PageRange],
     mut read: impl FnMut(PageRange, &mut [u8]) -> Result<()>,
 ) -> Result<u64> {
@@ -185,9 +188,10 @@ pub fn lay_out(
             .collect();
         kept = std::iter::once(0..total).collect();
     }
-    out.extend_from_slice(&space.to_le_bytes());
+    let (sort, id) = numbers(object);
     let count = u32::try_from(runs.len()).unwrap_or(u32::MAX);
-    out.extend_from_slice(&count.to_le_bytes());
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&(sort | count << 16).to_le_bytes());
     for (start, pages, zero) in &runs {
         out.extend_from_slice(&start.to_le_bytes());
         out.extend_from_slice(&pages.to_le_bytes());
@@ -199,6 +203,29 @@ pub fn lay_out(
         out.extend_from_slice(&content[k]);
     }
     Ok(bytes)
+}
+
+/// Sort and id of an object on the wire.
+pub fn numbers(object: Object) -> (u32, u32) {
+    match object {
+        Object::Private(SpaceId(id)) => (1, id),
+        Object::Shared(id) => (2, id),
+    }
+}
+
+/// The object of a sort and an id.
+///
+/// # Errors
+/// Unknown sort; the peer is to blame.
+pub fn object(sort: u32, id: u32) -> Result<Object> {
+    match sort {
+        1 => Ok(Object::Private(SpaceId(id))),
+        2 => Ok(Object::Shared(id)),
+        _ => Err(Error::peer(
+            "read pages",
+            format!("unknown sort of memory {sort}"),
+        )),
+    }
 }
 
 /// Whether all bytes are zero.
@@ -232,13 +259,14 @@ mod tests {
             }
             let fill = |page: u64| if page.is_multiple_of(zero) { 0u8 } else { u8::try_from(page % 251).unwrap() + 1 };
             let mut body = Vec::new();
-            let bytes = lay_out(&mut body, 7, &ranges, |r, buf| {
+            let bytes = lay_out(&mut body, Object::Shared(7), &ranges, |r, buf| {
                 for (i, p) in buf.chunks_mut(PAGE).enumerate() {
                     p.fill(fill(r.start() / PAGE_SIZE + i as u64));
                 }
                 Ok(())
             }).unwrap();
             let b = Batch::parse(body).unwrap();
+            prop_assert_eq!(b.object, Object::Shared(7));
             let mut seen = Vec::new();
             let mut data = 0;
             for run in &b.runs {
@@ -270,7 +298,7 @@ mod tests {
     fn a_page_number_that_overflows_is_refused() {
         let mut body = Vec::new();
         body.extend_from_slice(&1u32.to_le_bytes());
-        body.extend_from_slice(&1u32.to_le_bytes());
+        body.extend_from_slice(&(1u32 | 1 << 16).to_le_bytes());
         body.extend_from_slice(&(u64::MAX - 4095).to_le_bytes());
         body.extend_from_slice(&2u32.to_le_bytes());
         body.extend_from_slice(&1u32.to_le_bytes());
@@ -281,7 +309,7 @@ mod tests {
     fn alternating_pages_past_the_limit_of_runs_still_fit() {
         let ranges: Vec<_> = (0..128).map(|i| range(1000 + i * 3, 2)).collect();
         let mut body = Vec::new();
-        lay_out(&mut body, 1, &ranges, |_, b| {
+        lay_out(&mut body, Object::Private(SpaceId(1)), &ranges, |_, b| {
             b[..PAGE].fill(1);
             Ok(())
         })

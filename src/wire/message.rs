@@ -228,27 +228,33 @@ pub struct Figure {
 /// FAULT: a page that a task waits for.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Fault {
-    /// Image id of the address space.
+    /// Image id of the address space or shared memory.
     #[prost(uint32, tag = "1")]
-    pub space: u32,
-    /// Address of the page.
+    pub id: u32,
+    /// Address or byte offset of the page.
     #[prost(uint64, tag = "2")]
     pub address: u64,
     /// Pages wanted from there, at least 1.
     #[prost(uint32, tag = "3")]
     pub pages: u32,
-    /// Pages around it that are welcome too.
-    #[prost(uint32, tag = "4")]
-    pub window: u32,
+    /// Start of the range around it that is welcome too.
+    #[prost(uint64, tag = "4")]
+    pub window_start: u64,
+    /// Its pages; 0: none.
+    #[prost(uint32, tag = "5")]
+    pub window_pages: u32,
+    /// 1: address space; 2: shared memory.
+    #[prost(uint32, tag = "6")]
+    pub sort: u32,
 }
 
 /// MISSING: what the destination still lacks, after a reconnection.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Missing {
-    /// Image id of the address space.
+    /// Image id of the address space or shared memory.
     #[prost(uint32, tag = "1")]
-    pub space: u32,
-    /// Start addresses.
+    pub id: u32,
+    /// Start addresses or byte offsets.
     #[prost(uint64, repeated, tag = "2")]
     pub starts: Vec<u64>,
     /// Pages of each.
@@ -257,6 +263,9 @@ pub struct Missing {
     /// The last message of the list.
     #[prost(bool, tag = "4")]
     pub last: bool,
+    /// 1: address space; 2: shared memory.
+    #[prost(uint32, tag = "5")]
+    pub sort: u32,
 }
 
 /// A whole frame from a message.

@@ -181,12 +181,9 @@ impl Session {
         }
     }
 
-    /// A session that is reconnected after RESUMED.
-    pub fn running(side: Side) -> Self {
-        Self {
-            side,
-            state: State::Running,
-        }
+    /// A session that goes on in a new epoch.
+    pub fn at(side: Side, state: State) -> Self {
+        Self { side, state }
     }
 
     /// Where it stands.

@@ -1,0 +1,262 @@
+//! A container of runc, as the source of a migration sees it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::base::{Error, HostPid, Result, ResultExt};
+use crate::engine::dump::{self, Captured, Frozen};
+use crate::engine::hold::{self, Hold, Place, Verdict};
+use crate::engine::options::{Dump, Observer, Stage};
+use crate::memory::Object;
+use crate::migrate::ports::{Capture, Container};
+use crate::runtime::runc;
+use crate::sys::cgroup;
+use crate::wire::message::Offer;
+
+/// Nobody has to be told: network locks are a matter of hooks.
+struct Quiet;
+
+impl Observer for Quiet {
+    fn at(&mut self, _stage: Stage, _root: Option<HostPid>) -> Result<()> {
+        Ok(())
+    }
+}
+
+enum Now {
+    Running,
+    Frozen(Frozen),
+    Held(Hold),
+    Gone,
+}
+
+/// A running container, its dump options, and how it is being stopped.
+pub(super) struct RuncContainer {
+    runc: runc::Container,
+    dump: Dump,
+    now: Now,
+    place: Place,
+}
+
+impl RuncContainer {
+    /// Takes the container `id` of runc's `root`.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be read.
+    pub(super) fn load(root: &Path, id: &str) -> Result<Self> {
+        let runc = runc::Container::load(root, id)?;
+        let dump = runc.dump()?;
+        // Known before the freeze, so that a guard can find what we leave.
+        let home = cgroup::freezer_of(runc.init())?;
+        let place = Place {
+            hierarchy: home.name,
+            path: format!("{}/{}", home.path.trim_end_matches('/'), hold::NAME),
+            origins: Vec::new(),
+        };
+        Ok(Self {
+            runc,
+            dump,
+            now: Now::Running,
+            place,
+        })
+    }
+
+    /// What may be carried beside the default.
+    pub(super) fn options(&mut self) -> &mut Dump {
+        &mut self.dump
+    }
+}
+
+/// Where held tasks are, for a journal.
+pub(super) fn place_to_json(root: &Path, place: &Place) -> Value {
+    json!({
+        "runc_root": root,
+        "hierarchy": place.hierarchy,
+        "cgroup": place.path,
+        "origins": place.origins.iter().map(|(p, o)| json!([p.0, o])).collect::<Vec<_>>(),
+    })
+}
+
+/// Reads it back.
+///
+/// # Errors
+/// Not ours.
+pub(super) fn place_from_json(v: &Value) -> Result<Place> {
+    let text = |k: &str| {
+        v.get(k)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .ok_or_else(|| Error::caller("journal", format!("has no {k}")))
+    };
+    let origins = v.get("origins").and_then(Value::as_array);
+    Ok(Place {
+        hierarchy: text("hierarchy")?,
+        path: text("cgroup")?,
+        origins: origins
+            .into_iter()
+            .flatten()
+            .filter_map(|o| {
+                let pid = i32::try_from(o.get(0)?.as_i64()?).ok()?;
+                Some((HostPid(pid), o.get(1)?.as_str()?.to_owned()))
+            })
+            .collect(),
+    })
+}
+
+impl Container for RuncContainer {
+    fn offer(&self) -> Result<Offer> {
+        Ok(Offer {
+            id: self.runc.id().to_owned(),
+            config: self.runc.config_json()?,
+            machine: std::env::consts::ARCH.to_owned(),
+            descriptors: self.runc.descriptors(),
+            cpu_flags: cpu_flags(),
+            ..Offer::default()
+        })
+    }
+
+    fn rootfs(&self) -> &Path {
+        self.runc.rootfs()
+    }
+
+    fn place(&self) -> Value {
+        place_to_json(self.runc.runc_root(), &self.place)
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        self.now = Now::Frozen(dump::freeze(&self.dump)?);
+        Ok(())
+    }
+
+    fn capture(&mut self) -> Result<Capture> {
+        let Now::Frozen(frozen) = &mut self.now else {
+            return Err(Error::bug("capture", "it is not frozen"));
+        };
+        let Captured {
+            mut set, mut pages, ..
+        } = frozen.capture(&self.dump, &mut Quiet)?;
+        // Shared memory is filled before the resume, through its inode.
+        for (object, runs) in &mut pages.runs {
+            if matches!(object, Object::Shared(_)) {
+                runs.iter_mut().for_each(|r| r.lazy = false);
+            }
+        }
+        // Pages that cannot wait go with the images: stacks in use, arguments,
+        // what a userfaultfd cannot guard.
+        let eager = EagerDir::new(self.runc.id())?;
+        pages.write(&eager.0, &mut set, true)?;
+        let mut images: Vec<(String, Vec<u8>)> =
+            set.files().map(|(n, b)| (n, b.to_vec())).collect();
+        images.extend(eager.files()?);
+        let objects = pages
+            .runs
+            .iter()
+            .map(|(object, runs)| {
+                let lazy = runs.iter().filter(|r| r.lazy).map(|r| r.range);
+                (*object, lazy.collect::<Vec<_>>())
+            })
+            .filter(|(_, ranges)| !ranges.is_empty())
+            .collect();
+        Ok(Capture {
+            images,
+            pages: Arc::new(pages.held),
+            objects,
+        })
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.now, Now::Running) {
+            Now::Frozen(f) => {
+                let hold = f.hold()?;
+                self.place = hold.place();
+                self.now = Now::Held(hold);
+                Ok(())
+            }
+            other => {
+                self.now = other;
+                Err(Error::bug("hold", "it is not frozen"))
+            }
+        }
+    }
+
+    fn thaw(&mut self, verdict: Verdict) -> Result<()> {
+        match std::mem::replace(&mut self.now, Now::Running) {
+            Now::Running => Ok(()),
+            Now::Frozen(f) => f.resume(),
+            Now::Held(h) => h.release(verdict).map_err(|both| {
+                let (hold, e) = *both;
+                self.now = Now::Held(hold);
+                e
+            }),
+            Now::Gone => {
+                self.now = Now::Gone;
+                Err(Error::bug("thaw", "its tasks have been killed"))
+            }
+        }
+    }
+
+    fn finish(&mut self, verdict: Verdict) -> Result<()> {
+        match std::mem::replace(&mut self.now, Now::Gone) {
+            Now::Held(h) => h.kill(verdict).map_err(|both| {
+                let (hold, e) = *both;
+                self.now = Now::Held(hold);
+                e
+            })?,
+            other => {
+                self.now = other;
+                return Err(Error::bug("kill", "it is not held"));
+            }
+        }
+        runc::delete(self.runc.runc_root(), self.runc.id())
+    }
+}
+
+/// A private directory in memory for the few pages that go with the images.
+struct EagerDir(std::path::PathBuf);
+
+impl EagerDir {
+    fn new(id: &str) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let top = if Path::new("/dev/shm").is_dir() {
+            "/dev/shm"
+        } else {
+            "/tmp"
+        };
+        let name = crate::wire::secret::hex(&crate::wire::secret::random::<8>()?);
+        let path = Path::new(top).join(format!("dunlin-{id}-{name}"));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .context(|| format!("make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let what = || format!("read {}", self.0.display());
+        let mut out = Vec::new();
+        for e in std::fs::read_dir(&self.0).context(what)? {
+            let e = e.context(what)?;
+            let bytes = std::fs::read(e.path()).context(what)?;
+            out.push((e.file_name().to_string_lossy().into_owned(), bytes));
+        }
+        Ok(out)
+    }
+}
+
+impl Drop for EagerDir {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("remove {}: {e}", self.0.display());
+        }
+    }
+}
+
+/// The flags of this host's first CPU.
+pub(super) fn cpu_flags() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines()
+        .find_map(|l| l.strip_prefix("flags")?.split_once(':'))
+        .map(|(_, f)| f.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default()
+}

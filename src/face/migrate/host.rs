@@ -1,0 +1,314 @@
+//! This host, as the destination of a migration: an unmodified `runc restore`
+//! with this very program as its `criu`. runc's criu rebuilds everything, hands
+//! the empty address spaces over through `WORK/lazy-pages.socket`, and waits for
+//! our grant; we serve the pages and outlive it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::base::{Blame, Error, PageRange, Result, ResultExt};
+use crate::memory::guardian::Guardian;
+use crate::memory::handler::{Handler, OnLoss};
+use crate::memory::handoff::{Ready, Server};
+use crate::memory::{Filler, Object, Origin, PageSink, PageSource};
+use crate::migrate::ports::{Host, Landed, Serving};
+use crate::migrate::remote::Remote;
+use crate::runtime::runc;
+use crate::wire::message::Offer;
+
+/// How long runc may take to have everything rebuilt.
+const REBUILD: Duration = Duration::from_secs(60);
+/// How long a message of the handoff may take.
+const MESSAGE: Duration = Duration::from_secs(30);
+/// How long runc may take to end after the resume.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// A host with runc.
+pub(super) struct RuncHost {
+    root: PathBuf,
+    output: Option<PathBuf>,
+    options: Vec<String>,
+    guardian: Option<Guardian>,
+    child: Option<Child>,
+    ready: Option<Ready>,
+    landed: Option<Landed>,
+}
+
+impl RuncHost {
+    /// To be made before threads and userfaultfds exist: the guardian shares this
+    /// process's descriptors.
+    ///
+    /// # Errors
+    /// The guardian cannot be made.
+    pub(super) fn new(root: &Path, output: Option<PathBuf>, options: Vec<String>) -> Result<Self> {
+        Ok(Self {
+            root: root.to_owned(),
+            output,
+            options,
+            guardian: Some(Guardian::start(None)?),
+            child: None,
+            ready: None,
+            landed: None,
+        })
+    }
+
+    /// runc, as it restores into `l`.
+    fn start(&self, l: &Landed) -> Result<Child> {
+        // runc takes the criu of its PATH.
+        let bin = l.work.join("bin");
+        std::fs::create_dir_all(&bin).context(|| format!("make {}", bin.display()))?;
+        let me = std::env::current_exe().context(|| "find this program".to_owned())?;
+        symlink(&me, bin.join("criu")).context(|| format!("link {}", bin.display()))?;
+        let mut path = bin.into_os_string();
+        path.push(":");
+        path.push(
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        );
+        let output = || -> Result<Stdio> {
+            let Some(file) = &self.output else {
+                return Ok(Stdio::null());
+            };
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(file)
+                .map(Stdio::from)
+                .context(|| format!("open {}", file.display()))
+        };
+        Command::new("runc")
+            .arg("--root")
+            .arg(&self.root)
+            .arg("--log")
+            .arg(l.work.join("runc.log"))
+            .args(["restore", "--lazy-pages", "--detach"])
+            .args(&self.options)
+            .arg("--bundle")
+            .arg(&l.bundle)
+            .arg("--image-path")
+            .arg(&l.images)
+            .arg("--work-path")
+            .arg(&l.work)
+            .arg(&l.id)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(output()?)
+            .stderr(output()?)
+            .process_group(0)
+            .spawn()
+            .context(|| "run runc restore".to_owned())
+    }
+
+    /// Why runc ended, in its own and our engine's words.
+    fn why(&self, l: &Landed, status: Option<ExitStatus>) -> Error {
+        let mut words = tail(&l.work.join("restore.log"), |line| line.contains("Error"));
+        words.extend(tail(&l.work.join("runc.log"), |line| {
+            line.contains("level=error")
+        }));
+        if words.is_empty() {
+            words.push("it said nothing".to_owned());
+        }
+        let status = status.map_or_else(|| "still runs".to_owned(), |s| s.to_string());
+        Error::new(
+            Blame::Image,
+            format!("runc restore {} ({status})", l.id),
+            words.join("; "),
+        )
+    }
+}
+
+/// The last lines of a log that say what is wrong.
+fn tail(path: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut bytes = Vec::new();
+    if let Ok(f) = File::open(path) {
+        // A log that cannot be read says nothing; the status is told anyway.
+        let _ = f.take(4 << 20).read_to_end(&mut bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|l| wanted(l))
+        .map(crate::wire::transport::printable)
+        .collect();
+    let extra = lines.len().saturating_sub(3);
+    lines.drain(..extra);
+    lines
+}
+
+struct HandlerServing {
+    filler: Arc<Filler>,
+    handler: Mutex<Option<Handler>>,
+}
+
+impl Serving for HandlerServing {
+    fn sink(&self) -> Arc<dyn PageSink> {
+        Arc::clone(&self.filler) as Arc<dyn PageSink>
+    }
+
+    fn wait(&self) -> Result<()> {
+        let handler = self
+            .handler
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .ok_or_else(|| Error::bug("wait for pages", "somebody waits already"))?;
+        match handler.wait()?.lost {
+            None => Ok(()),
+            Some(e) => Err(e),
+        }
+    }
+
+    fn missing(&self) -> Result<Vec<(Object, PageRange)>> {
+        let residency = self.filler.residency();
+        let mut all: Vec<(Object, PageRange)> = Vec::new();
+        let mut from: Option<Origin> = None;
+        while let Some((object, range)) = residency.next_missing(from, u64::MAX >> 1) {
+            all.push((object, range));
+            from = Some(Origin {
+                object,
+                at: range.end(),
+            });
+        }
+        Ok(all)
+    }
+
+    fn fail(&self, why: Error) {
+        self.filler.lost(why);
+    }
+}
+
+impl Host for RuncHost {
+    fn fit(&mut self, offer: &Offer, _landed: &Landed) -> Result<(), Vec<String>> {
+        let mut no = Vec::new();
+        if self.root.join(&offer.id).exists() {
+            no.push(format!("runc has a container {} here already", offer.id));
+        }
+        let here = super::container::cpu_flags();
+        let lacking: Vec<&str> = offer
+            .cpu_flags
+            .iter()
+            .map(String::as_str)
+            .filter(|f| matters(f) && !here.iter().any(|h| h == f))
+            .take(16)
+            .collect();
+        if !lacking.is_empty() {
+            no.push(format!(
+                "this CPU lacks what programs may use there: {}",
+                lacking.join(" ")
+            ));
+        }
+        if no.is_empty() { Ok(()) } else { Err(no) }
+    }
+
+    fn place(&self, landed: &Landed) -> Value {
+        json!({ "runc_root": self.root, "top": landed.bundle.parent() })
+    }
+
+    fn rebuild(&mut self, l: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>> {
+        let server = Server::bind(&l.work)?;
+        self.landed = Some(l.clone());
+        self.child = Some(self.start(l)?);
+        let until = Instant::now() + REBUILD;
+        let session = loop {
+            if let Some(s) = server.accept(Some(Duration::from_millis(20)), MESSAGE)? {
+                break s;
+            }
+            let ended = match &mut self.child {
+                Some(c) => c.try_wait().context(|| "wait for runc".to_owned())?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > until {
+                return Err(self.why(l, ended));
+            }
+        };
+        let (job, ready) = session.receive().map_err(|e| {
+            let ended = self.child.as_mut().and_then(|c| c.wait().ok());
+            self.why(l, ended).within(e.to_string())
+        })?;
+        info!(spaces = job.spaces.len(), root = ready.root().0, "rebuilt");
+        let filler = Filler::new(job)?;
+        if let Some(g) = &mut self.guardian {
+            g.watch(&filler)?;
+        }
+        let source: Arc<dyn PageSource> = pages;
+        let handler = Handler::start(Arc::clone(&filler), source, Box::new(|_| OnLoss::Kill))?;
+        self.ready = Some(ready);
+        Ok(Arc::new(HandlerServing {
+            filler,
+            handler: Mutex::new(Some(handler)),
+        }))
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.ready
+            .take()
+            .ok_or_else(|| Error::bug("resume", "nothing was rebuilt"))?
+            .grant()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        // Every page is here: nothing has to be guarded any more.
+        drop(self.guardian.take());
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let until = Instant::now() + SETTLE;
+        loop {
+            match child.try_wait().context(|| "wait for runc".to_owned())? {
+                Some(s) if s.success() => return Ok(()),
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                ended => {
+                    let l = self.landed.clone();
+                    return Err(l.map_or_else(
+                        || Error::bug("wait for runc", "nothing was rebuilt"),
+                        |l| self.why(&l, ended),
+                    ));
+                }
+            }
+        }
+    }
+
+    fn discard(&mut self) {
+        if let Some(r) = self.ready.take()
+            && let Err(e) = r.abort("the migration was given up")
+        {
+            info!("{e}");
+        }
+        if let Some(mut c) = self.child.take() {
+            let until = Instant::now() + Duration::from_secs(10);
+            // It sees that nobody grants, kills what it built, and ends.
+            while matches!(c.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if matches!(c.try_wait(), Ok(None)) {
+                let _ = c.kill();
+                let _ = c.wait();
+            }
+        }
+        if let Some(l) = self.landed.take()
+            && let Err(e) = runc::delete(&self.root, &l.id)
+        {
+            warn!("{e}");
+        }
+    }
+}
+
+/// Flags that change what user programs may execute; others describe the
+/// hypervisor or the kernel's own use.
+fn matters(flag: &str) -> bool {
+    [
+        "sse", "ssse", "avx", "amx", "aes", "bmi", "fma", "sha", "vaes", "gfni", "pclmul",
+        "popcnt", "movbe", "adx", "xsave", "f16c", "rdrand", "rdseed",
+    ]
+    .iter()
+    .any(|p| flag.starts_with(p))
+}

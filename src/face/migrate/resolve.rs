@@ -1,0 +1,265 @@
+//! `dunlin resolve`: what only a person can settle, and what the journal allows
+//! to be settled without asking. The journal is read first, always.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::args::{self, Decision};
+use super::container::place_from_json;
+use crate::base::{Error, Result};
+use crate::engine::hold::{Hold, Verdict};
+use crate::face::{Failure, log};
+use crate::migrate::journal::{self, Journal, Phase, Side, Story};
+use crate::runtime::runc;
+
+/// Lists or settles.
+///
+/// # Errors
+/// Wrong usage; nothing to settle; a decision that the journal forbids.
+pub(super) fn main(args: &[String]) -> Result<(), Failure> {
+    let r = args::resolve(args)?;
+    log::start(log::Sink::Stderr, r.shared.verbosity);
+    let Some(id) = r.id else {
+        for path in journal::list(&r.shared.state)? {
+            match journal::read(&path) {
+                Ok(s) => println!(
+                    "{}  {:?} {:?}  peer {}  {}",
+                    s.facts.id,
+                    s.facts.side,
+                    s.phase,
+                    s.facts.peer,
+                    if journal::is_owned(&path)? {
+                        "under way"
+                    } else {
+                        advice(&s)
+                    }
+                ),
+                Err(e) => println!("{}: {e}", path.display()),
+            }
+        }
+        return Ok(());
+    };
+    let mut found = false;
+    for side in [Side::Source, Side::Destination] {
+        let path = journal::path_of(&r.shared.state, side, &id)?;
+        if path.exists() {
+            found = true;
+            let (journal, story) = Journal::take_over(&path)?;
+            println!("{}", settle(journal, &story, r.decision)?);
+        }
+    }
+    if found {
+        Ok(())
+    } else {
+        Err(Error::caller(format!("resolve {id}"), "there is nothing to settle").into())
+    }
+}
+
+fn advice(s: &Story) -> &'static str {
+    match (s.facts.side, s.phase) {
+        (Side::Source, Phase::Prepared | Phase::Aborted | Phase::Complete)
+        | (Side::Destination, Phase::Prepared | Phase::Aborted | Phase::Complete) => {
+            "dunlin resolve ID settles it"
+        }
+        (Side::Source, Phase::Granted) => {
+            "held; if the destination never ran it: --thaw; if it runs there: --discard"
+        }
+        (Side::Source, _) => {
+            "runs at the destination, which may lack pages; --discard ends this copy"
+        }
+        (Side::Destination, _) => "may have run here; --discard ends this copy",
+    }
+}
+
+/// Settles a journal whose owner is gone; says what was done.
+fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
+    let id = &s.facts.id;
+    let no = |why: &str| Err(Error::caller(format!("resolve {id}"), why.to_owned()));
+    let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    match (s.facts.side, s.phase, decision) {
+        (Side::Source, Phase::Prepared | Phase::Aborted, Decision::Journal | Decision::Thaw) => {
+            thaw(place, Verdict::NeverGranted)?;
+            journal.settle()?;
+            Ok(format!("{id} runs on here"))
+        }
+        (Side::Source, Phase::Granted, Decision::Thaw) => {
+            warn!("{id}: thawed by decision of a person: the destination never ran it");
+            thaw(place, Verdict::DestinationAborted)?;
+            journal.settle()?;
+            Ok(format!("{id} runs on here, by your decision"))
+        }
+        (Side::Source, Phase::Complete, _)
+        | (Side::Source, Phase::Granted | Phase::Resumed, Decision::Discard) => {
+            kill(place, id)?;
+            journal.settle()?;
+            Ok(format!("the copy of {id} that was held here is gone"))
+        }
+        (Side::Source, Phase::Resumed, Decision::Thaw) => {
+            no("it has run at the destination: two copies would run")
+        }
+        (
+            Side::Destination,
+            Phase::Prepared | Phase::Aborted,
+            Decision::Journal | Decision::Discard,
+        )
+        | (Side::Destination, Phase::Resuming | Phase::Resumed, Decision::Discard) => {
+            discard(&s.facts.port, id)?;
+            journal.settle()?;
+            Ok(format!("nothing of {id} is left here"))
+        }
+        (Side::Destination, Phase::Complete, Decision::Journal) => {
+            journal.settle()?;
+            Ok(format!("{id} is whole here; its migration is forgotten"))
+        }
+        (Side::Destination, _, Decision::Thaw) => no("--thaw is for the source"),
+        _ => no(&format!("the journal says {:?}: {}", s.phase, advice(s))),
+    }
+}
+
+/// Lets held tasks run on; none held is fine: without a tracer they run already.
+fn thaw(place: &Value, verdict: Verdict) -> Result<()> {
+    match Hold::adopt(&place_from_json(place)?) {
+        Ok(h) => h.release(verdict).map_err(|both| both.1),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn kill(place: &Value, id: &str) -> Result<()> {
+    match Hold::adopt(&place_from_json(place)?) {
+        Ok(h) => h.kill(Verdict::Superseded).map_err(|both| both.1)?,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) => return Err(e),
+    }
+    runc::delete(&text(place, "runc_root")?, id)
+}
+
+fn text(v: &Value, key: &str) -> Result<PathBuf> {
+    v.get(key)
+        .and_then(Value::as_str)
+        .map(PathBuf::from)
+        .ok_or_else(|| Error::caller("journal", format!("has no {key}")))
+}
+
+/// Throws a copy away: what runc knows, what lies on disk.
+fn discard(place: &Value, id: &str) -> Result<()> {
+    let root = text(place, "runc_root")?;
+    let top = text(place, "top")?;
+    // A restore that was under way notices that nobody will grant; runc forgets
+    // the container by itself then, or we ask it to.
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        runc::delete(&root, id)?;
+        if !root.join(id).exists() || Instant::now() > until {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    match std::fs::remove_dir_all(&top) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::os(format!("remove {}", top.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Settles, without asking, what killed receivers and sources left in `state`.
+pub(super) fn settle_stale(state: &Path) {
+    for path in journal::list(state).unwrap_or_default() {
+        match Journal::take_over(&path) {
+            Ok((j, s)) if s.phase.source_may_thaw() => match settle(j, &s, Decision::Journal) {
+                Ok(said) => info!("{said}"),
+                Err(e) => warn!("{e}"),
+            },
+            Ok(_) => {}
+            Err(e) => info!("{e}"),
+        }
+    }
+}
+
+/// The guard: waits for its parent's death, then settles what may be settled.
+///
+/// # Errors
+/// What could not be settled.
+pub(super) fn guard(args: &[String]) -> Result<(), Failure> {
+    let [path] = args else {
+        return Err(Failure::Usage(Error::caller("guard", "wants a journal")));
+    };
+    // Returns at the end of the pipe: the parent is gone, or done.
+    let mut nothing = [0u8; 1];
+    let _ = std::io::stdin().read(&mut nothing);
+    let path = Path::new(path);
+    if !path.exists() {
+        return Ok(());
+    }
+    let (j, s) = Journal::take_over(path)?;
+    if s.phase.source_may_thaw() {
+        settle(j, &s, Decision::Journal)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::journal::Facts;
+
+    fn story(dir: &Path, side: Side, phases: &[Phase]) -> (Journal, Story) {
+        let facts = Facts {
+            side,
+            id: "resolve-test".into(),
+            session: "00".into(),
+            peer: "peer".into(),
+            port: serde_json::json!({
+                "runc_root": dir.join("runc"), "top": dir.join("top"),
+                "hierarchy": "freezer", "cgroup": "/no-such/dunlin-hold", "origins": [],
+            }),
+        };
+        let mut j = Journal::create(dir, facts).unwrap();
+        for p in phases {
+            j.advance(*p).unwrap();
+        }
+        let path = j.path().to_owned();
+        drop(j);
+        Journal::take_over(&path).unwrap()
+    }
+
+    #[test]
+    fn after_resumed_no_decision_thaws() {
+        let dir = tempfile::tempdir().unwrap();
+        let (j, s) = story(dir.path(), Side::Source, &[Phase::Granted, Phase::Resumed]);
+        for d in [Decision::Thaw, Decision::Journal] {
+            let path = j.path().to_owned();
+            let (j2, _) = {
+                // A second handle on the same journal, as a second call would have.
+                let copy = dir.path().join("copy");
+                std::fs::create_dir_all(&copy).unwrap();
+                std::fs::copy(&path, copy.join("resolve-test.source")).unwrap();
+                Journal::take_over(&copy.join("resolve-test.source")).unwrap()
+            };
+            let e = settle(j2, &s, d).unwrap_err().to_string();
+            assert!(e.contains("resolve-test"), "{e}");
+        }
+    }
+
+    #[test]
+    fn granted_needs_a_person() {
+        let dir = tempfile::tempdir().unwrap();
+        let (j, s) = story(dir.path(), Side::Source, &[Phase::Granted]);
+        let path = j.path().to_owned();
+        let e = settle(j, &s, Decision::Journal).unwrap_err().to_string();
+        assert!(e.contains("--thaw") && e.contains("--discard"), "{e}");
+        assert!(path.exists(), "an unsettled journal stays");
+    }
+
+    #[test]
+    fn a_destination_that_may_have_run_is_not_discarded_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (j, s) = story(dir.path(), Side::Destination, &[Phase::Resuming]);
+        assert!(settle(j, &s, Decision::Journal).is_err());
+    }
+}

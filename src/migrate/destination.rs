@@ -1,0 +1,509 @@
+//! The destination's end of a migration. One place undoes: [`run`], before
+//! RESUMING is in the journal.
+//!
+//! ```text
+//! OFFER                        refuse: nothing to undo
+//! bundle, state, rebuild       failure: discard, ABORTED
+//! READY                        link lost: journal ABORTED, discard; a source that
+//!                              comes back is told so
+//! RESUMING in the journal      the commit point: from here it may have run
+//! RESUMED                      pages; a lost link is waited for, then it fails loudly
+//! COMPLETE                     kept until FORGET
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::Receiver;
+use tracing::{info, warn};
+
+use super::budget::micros;
+use super::bundle::land::Landing;
+use super::control::Control;
+use super::destination_pages;
+use super::gate::{self, Gate};
+use super::guard::Guard;
+use super::journal::{self, Facts, Journal, Phase};
+use super::policy::{self, Policy};
+use super::ports::{Host, Landed, Serving};
+use super::probe::Probe;
+use super::remote::Remote;
+use crate::base::{Error, Result, ResultExt, limits};
+use crate::wire::frame::{Frame, Kind};
+use crate::wire::message::{
+    self, Entry, Figure, Image, Lane, Offer, Reasons, Remove, StateEnd, Step,
+};
+use crate::wire::secret::{Side, Token, hex};
+use crate::wire::tls::Identity;
+use crate::wire::transport::{Opened, printable, told};
+
+/// What a receiver is told.
+#[derive(Debug)]
+pub struct Options {
+    /// Listening already, so that its address is known.
+    pub listener: std::net::TcpListener,
+    /// The session's token.
+    pub token: Token,
+    /// For TLS; `None`: `--plain`.
+    pub identity: Option<Identity>,
+    /// Where containers are put: `DIR/ID`.
+    pub dir: PathBuf,
+    /// Where the journal lies.
+    pub state: PathBuf,
+    /// What a bundle may bring.
+    pub policy: Policy,
+    /// Most bytes of a bundle.
+    pub max_bundle: u64,
+    /// How long the source may take to come at all; `None`: for ever.
+    pub wait: Option<Duration>,
+    /// How long a lost source is waited for while pages are missing.
+    pub patience: Duration,
+    /// Where to stop, for tests.
+    pub probe: Probe,
+}
+
+/// What was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Figures by name.
+    pub figures: Vec<(String, u64)>,
+}
+
+/// What stands while a container is received.
+pub(super) struct Job<'a> {
+    pub(super) host: &'a mut dyn Host,
+    pub(super) o: &'a Options,
+    pub(super) rt: Handle,
+    pub(super) gate: Gate,
+    pub(super) lanes: Receiver<Opened>,
+    pub(super) early: Vec<Opened>,
+    pub(super) landed: Landed,
+    pub(super) journal: Journal,
+    pub(super) remote: Arc<Remote>,
+    pub(super) figures: Vec<(String, u64)>,
+}
+
+/// Waits for the source of this session, and receives its container.
+///
+/// # Errors
+/// Whatever stopped it. Before RESUMING nothing of the container is left here
+/// then; after it the error says what to do.
+pub fn run(host: &mut dyn Host, o: &Options, rt: &Handle) -> Result<Received> {
+    let listener = o
+        .listener
+        .try_clone()
+        .and_then(|l| l.set_nonblocking(true).map(|()| l))
+        .context(|| "listen".to_owned())?;
+    let gate = Gate::default();
+    let mut lanes = rt.block_on(async {
+        tokio::net::TcpListener::from_std(listener)
+            .map(|l| gate::listen(l, o.token.clone(), o.identity.clone(), gate.clone()))
+            .context(|| "listen".to_owned())
+    })?;
+    let mut early = Vec::new();
+    let until = o.wait.map(|w| Instant::now() + w);
+    let first = loop {
+        let left = until.map_or(Duration::MAX, |t| {
+            t.saturating_duration_since(Instant::now())
+        });
+        match rt.block_on(async { tokio::time::timeout(left, lanes.recv()).await }) {
+            Ok(Some(l)) if l.lane == Lane::Control => break l,
+            Ok(Some(l)) => early.push(l),
+            Ok(None) => return Err(Error::bug("wait for the source", "the listener ended")),
+            Err(_) => {
+                return Err(Error::peer(
+                    "wait for the source",
+                    "it did not come in time",
+                ));
+            }
+        }
+    };
+    let mut control = Control::new(rt.clone(), first, Side::Receiver);
+    let asked = control.hear(Duration::from_secs(60))?;
+    let offer: Offer = message::parse(Kind::Offer, &asked.body)?;
+    let started = Instant::now();
+    let (journal, landed) = match judge(host, o, &offer, &control) {
+        Ok(x) => x,
+        Err(reasons) => {
+            let e = Error::caller(
+                format!("receive {}", printable(&offer.id)),
+                reasons.join("; "),
+            );
+            control.say(Kind::Refused, &Reasons { reasons })?;
+            return Err(e);
+        }
+    };
+    let path = journal.path().to_owned();
+    let job = Job {
+        host,
+        o,
+        rt: rt.clone(),
+        gate,
+        lanes,
+        early,
+        landed,
+        journal,
+        remote: Arc::new(Remote::new()),
+        figures: vec![("waited_us".into(), micros(started.elapsed()))],
+    };
+    let guard = Guard::spawn(&path);
+    let done = job.through(control, guard.as_ref().err());
+    if let Ok(g) = guard {
+        g.dismiss();
+    }
+    done
+}
+
+/// Judges the offer; makes journal and directories.
+fn judge(
+    host: &mut dyn Host,
+    o: &Options,
+    offer: &Offer,
+    control: &Control,
+) -> std::result::Result<(Journal, Landed), Vec<String>> {
+    let one = |e: Error| vec![e.to_string()];
+    // Also the proof that the id is a plain file name.
+    journal::path_of(&o.state, journal::Side::Destination, &offer.id).map_err(one)?;
+    let top = o.dir.join(&offer.id);
+    let landed = Landed {
+        id: offer.id.clone(),
+        bundle: top.join("bundle"),
+        images: top.join("images"),
+        work: top.join("work"),
+    };
+    let mut reasons = Vec::new();
+    if offer.machine != std::env::consts::ARCH {
+        reasons.push(format!(
+            "it runs on {}, this host is {}",
+            printable(&offer.machine),
+            std::env::consts::ARCH
+        ));
+    }
+    let admitted = policy::admit(&offer.config, &o.policy);
+    if let Err(r) = &admitted {
+        reasons.extend(r.iter().cloned());
+    }
+    if offer.bundle_bytes > o.max_bundle {
+        reasons.push(format!(
+            "its bundle has {} bytes, at most {} are taken",
+            offer.bundle_bytes, o.max_bundle
+        ));
+    }
+    if top.exists() {
+        reasons.push(format!("{} is there already", top.display()));
+    }
+    if let Err(r) = host.fit(offer, &landed) {
+        reasons.extend(r);
+    }
+    let Ok(admitted) = admitted else {
+        return Err(reasons);
+    };
+    if !reasons.is_empty() {
+        return Err(reasons);
+    }
+    let facts = Facts {
+        side: journal::Side::Destination,
+        id: offer.id.clone(),
+        session: hex(&o.token.session),
+        peer: control.reader.peer().to_string(),
+        port: host.place(&landed),
+    };
+    let journal = Journal::create(&o.state, facts).map_err(one)?;
+    if let Err(e) = make_dirs(&landed, offer, &admitted.config) {
+        let _ = fs::remove_dir_all(&top);
+        let _ = fs::remove_file(journal.path());
+        return Err(one(e));
+    }
+    Ok((journal, landed))
+}
+
+fn make_dirs(l: &Landed, offer: &Offer, config: &serde_json::Value) -> Result<()> {
+    let dir = |p: &Path, mode: u32| {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(p)
+            .context(|| format!("make {}", p.display()))
+    };
+    dir(&l.images, 0o700)?;
+    dir(&l.work, 0o700)?;
+    // Tasks of the container walk through these as other users.
+    dir(&l.bundle.join("rootfs"), 0o755)?;
+    let json = serde_json::to_vec(config)
+        .map_err(|e| Error::other(crate::base::Blame::Us, "write config.json", e))?;
+    write_private(&l.bundle.join("config.json"), &json)?;
+    let d = serde_json::to_vec(&offer.descriptors)
+        .map_err(|e| Error::other(crate::base::Blame::Us, "write descriptors.json", e))?;
+    write_private(&l.images.join("descriptors.json"), &d)
+}
+
+fn create_private(path: &Path) -> Result<File> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .context(|| format!("create {}", path.display()))
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    create_private(path)?
+        .write_all(bytes)
+        .context(|| format!("write {}", path.display()))
+}
+
+impl Job<'_> {
+    fn through(mut self, mut control: Control, no_guard: Option<&Error>) -> Result<Received> {
+        let prepared = match no_guard {
+            Some(e) => Err(Error::bug("start the guard", e.to_string())),
+            None => self.prepare(&mut control),
+        };
+        let serving = match prepared {
+            Ok(s) => s,
+            Err(e) => return Err(self.give_up(Some(control), e)),
+        };
+        self.gate.allow_again();
+        let grant = match control.hear(self.o.patience) {
+            Ok(f) if f.kind == Kind::Grant => f,
+            Ok(f) => return Err(self.give_up(Some(control), told(&f))),
+            Err(e) => return Err(self.give_up_alone(control, e)),
+        };
+        if let Err(e) = self.check_grant(&grant) {
+            return Err(self.give_up(Some(control), e));
+        }
+        // The commit point of the whole migration.
+        let begun = Instant::now();
+        if let Err(e) = self.journal.advance(Phase::Resuming) {
+            return Err(self.give_up(Some(control), e));
+        }
+        self.figure("journal_us", micros(begun.elapsed()));
+        self.o.probe.at("resuming");
+        let begun = Instant::now();
+        self.host.resume().map_err(|e| {
+            control.part(Kind::Failure, &e);
+            e.within(format!(
+                "{0} may have run here; see dunlin resolve {0}",
+                self.landed.id
+            ))
+        })?;
+        self.figure("resume_us", micros(begun.elapsed()));
+        self.o.probe.at("running");
+        destination_pages::serve(self, control, serving)
+    }
+
+    /// Everything up to READY.
+    fn prepare(&mut self, control: &mut Control) -> Result<Arc<dyn Serving>> {
+        control.say(Kind::Fit, &Step::default())?;
+        self.o.probe.at("offered");
+        let rootfs = self.landed.bundle.join("rootfs");
+        let mut landing = Landing::new(&rootfs, self.o.max_bundle)?;
+        loop {
+            let f = control.hear(Duration::from_secs(300))?;
+            match f.kind {
+                Kind::BundleEnd => break,
+                _ => take_file(&mut landing, &f)?,
+            }
+        }
+        landing.settle()?;
+        self.o.probe.at("bundle-landed");
+        control.say(Kind::Taken, &Step::default())?;
+        let mut images = Images::new(&self.landed.images);
+        loop {
+            let f = control.hear(Duration::from_secs(300))?;
+            match f.kind {
+                Kind::Image => images.begin(&message::parse(f.kind, &f.body)?)?,
+                Kind::ImageData => images.data(&f.body)?,
+                Kind::StateEnd => {
+                    images.end(&message::parse(f.kind, &f.body)?)?;
+                    break;
+                }
+                _ => take_file(&mut landing, &f)?,
+            }
+        }
+        landing.settle()?;
+        self.o.probe.at("state-landed");
+        let begun = Instant::now();
+        let serving = self.host.rebuild(&self.landed, Arc::clone(&self.remote))?;
+        self.figure("rebuild_us", micros(begun.elapsed()));
+        self.o.probe.at("rebuilt");
+        let ready = self.step(1);
+        control.say(Kind::Ready, &ready)?;
+        Ok(serving)
+    }
+
+    fn check_grant(&self, f: &Frame) -> Result<()> {
+        let step: Step = message::parse(f.kind, &f.body)?;
+        if step.session == self.o.token.session {
+            Ok(())
+        } else {
+            Err(Error::peer("receive GRANT", "for another session"))
+        }
+    }
+
+    pub(super) fn figure(&mut self, name: &str, value: u64) {
+        self.figures.push((name.to_owned(), value));
+    }
+
+    pub(super) fn step(&self, epoch: u64) -> Step {
+        Step {
+            session: self.o.token.session.to_vec(),
+            epoch,
+            times: self
+                .figures
+                .iter()
+                .map(|(name, value)| Figure {
+                    name: name.clone(),
+                    value: *value,
+                })
+                .collect(),
+        }
+    }
+
+    /// Nothing of the container stays here; the journal says so before the peer
+    /// is told.
+    fn give_up(&mut self, control: Option<Control>, e: Error) -> Error {
+        self.host.discard();
+        if let Err(j) = self.journal.advance(Phase::Aborted) {
+            return e.within(format!("and the journal could not be written ({j})"));
+        }
+        if let Some(mut c) = control {
+            c.part(Kind::Aborted, &e);
+        }
+        self.clean();
+        e
+    }
+
+    /// The link broke between READY and GRANT. A GRANT may be on its way, or in
+    /// the source's journal: it must learn that it was refused.
+    fn give_up_alone(mut self, control: Control, e: Error) -> Error {
+        drop(control);
+        self.host.discard();
+        if let Err(j) = self.journal.advance(Phase::Aborted) {
+            return e.within(format!("and the journal could not be written ({j})"));
+        }
+        info!("given up; waiting for the source, to tell it");
+        let until = Instant::now() + self.o.patience;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            let next = tokio::time::timeout(left, self.lanes.recv());
+            match self
+                .rt
+                .clone()
+                .block_on(async { next.await.ok().flatten() })
+            {
+                Some(l) if l.lane == Lane::Control => {
+                    let state = crate::wire::session::State::Granted;
+                    Control::again(self.rt.clone(), l, Side::Receiver, state)
+                        .part(Kind::Aborted, &e);
+                    self.clean();
+                    return e;
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        // The journal stays: a person may have to tell the source.
+        self.clean_files();
+        e
+    }
+
+    fn clean(&mut self) {
+        self.clean_files();
+        if let Err(e) = fs::remove_file(self.journal.path()) {
+            warn!("remove journal: {e}");
+        }
+    }
+
+    fn clean_files(&self) {
+        if let Some(top) = self.landed.bundle.parent()
+            && let Err(e) = fs::remove_dir_all(top)
+        {
+            warn!("remove {}: {e}", top.display());
+        }
+    }
+}
+
+fn take_file(landing: &mut Landing, f: &Frame) -> Result<()> {
+    match f.kind {
+        Kind::Entry => landing.entry(&message::parse::<Entry>(f.kind, &f.body)?),
+        Kind::Remove => landing.remove(&message::parse::<Remove>(f.kind, &f.body)?.path),
+        Kind::Data => match f.body.split_first_chunk::<8>() {
+            Some((at, bytes)) => landing.data(u64::from_le_bytes(*at), bytes),
+            None => Err(Error::peer("bundle data", "has no offset")),
+        },
+        _ => Err(told(f)),
+    }
+}
+
+/// Image files as they come.
+struct Images<'a> {
+    dir: &'a Path,
+    open: Option<(File, u64)>,
+    count: u64,
+    bytes: u64,
+}
+
+impl<'a> Images<'a> {
+    fn new(dir: &'a Path) -> Self {
+        Self {
+            dir,
+            open: None,
+            count: 0,
+            bytes: 0,
+        }
+    }
+
+    fn whole(&mut self) -> Result<()> {
+        match self.open.take() {
+            Some((_, left)) if left > 0 => Err(Error::peer("receive image", "it is cut short")),
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, i: &Image) -> Result<()> {
+        self.whole()?;
+        let plain = !i.name.is_empty()
+            && i.name.len() <= 200
+            && !i.name.starts_with('.')
+            && i.name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !plain || i.name == "descriptors.json" || i.size > limits::MAX_IMAGE_FILE {
+            return Err(Error::peer(
+                format!("receive image {:?}", printable(&i.name)),
+                "no such name or size is allowed",
+            ));
+        }
+        self.count += 1;
+        self.open = Some((create_private(&self.dir.join(&i.name))?, i.size));
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        match &mut self.open {
+            Some((file, left)) if len <= *left => {
+                *left -= len;
+                self.bytes += len;
+                file.write_all(bytes).context(|| "write image".to_owned())
+            }
+            _ => Err(Error::peer("receive image", "more bytes than it has")),
+        }
+    }
+
+    fn end(&mut self, e: &StateEnd) -> Result<()> {
+        self.whole()?;
+        if (self.count, self.bytes) != (e.images, e.bytes) {
+            return Err(Error::peer("receive state", "images are missing"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,372 @@
+//! Pages alone: a page server that reads held tasks, and its client, for those
+//! who carry images and container by themselves (`--page-server`). The same
+//! lanes and the same words as a migration from RESUMED on; here the client, who
+//! has the container, connects.
+//!
+//! The session's token lies beside the images ([`SESSION_FILE`]): whoever was
+//! given the images may fetch the pages, once.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::control::Control;
+use super::gate::{self, Gate};
+use super::pump::Pump;
+use super::remote::Remote;
+use super::source_pages;
+use crate::base::{Error, PageRange, Result, ResultExt};
+use crate::memory::{Object, PageReader, PageSink};
+use crate::wire::batch;
+use crate::wire::frame::Kind;
+use crate::wire::message::{Lane, Missing, Step};
+use crate::wire::secret::{Side, Token};
+use crate::wire::session::State;
+use crate::wire::tls::Identity;
+use crate::wire::transport::{Opened, open};
+
+/// The file in the image directory that holds the token, as text. A file of
+/// ours: CRIU does not know it.
+pub const SESSION_FILE: &str = "dunlin-session.img";
+
+/// A page server's identity: made before the dump ends, so that the token can go
+/// with the images.
+#[derive(Debug)]
+pub struct Ticket {
+    identity: Identity,
+    token: Token,
+}
+
+impl Ticket {
+    /// A fresh one, with TLS.
+    ///
+    /// # Errors
+    /// Key or random bytes cannot be made.
+    pub fn fresh() -> Result<Self> {
+        let identity = Identity::fresh()?;
+        let token = Token::fresh(Some(&identity.certificate))?;
+        Ok(Self { identity, token })
+    }
+
+    /// The content of [`SESSION_FILE`].
+    pub fn file(&self) -> Vec<u8> {
+        format!("{}\n", self.token.to_text()).into_bytes()
+    }
+}
+
+/// What a page server sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes of page content.
+    pub bytes: u64,
+    /// Faults answered.
+    pub faults: u64,
+}
+
+/// Serves `objects`, read from `pages`, to the one client that has the token;
+/// returns when it has all. A lost client may come back within `patience`.
+///
+/// # Errors
+/// The client did not come (back) in time, or says that it failed.
+pub fn serve(
+    rt: &Handle,
+    listener: TcpListener,
+    ticket: &Ticket,
+    pages: Arc<dyn PageReader>,
+    objects: &[(Object, Vec<PageRange>)],
+    patience: Duration,
+) -> Result<Served> {
+    let gate = Gate::default();
+    gate.allow_again();
+    let what = || "serve pages".to_owned();
+    listener.set_nonblocking(true).context(what)?;
+    let mut lanes = rt.block_on(async {
+        tokio::net::TcpListener::from_std(listener)
+            .map(|l| {
+                gate::listen(
+                    l,
+                    ticket.token.clone(),
+                    Some(ticket.identity.clone()),
+                    gate.clone(),
+                )
+            })
+            .context(what)
+    })?;
+    let pump = Arc::new(Pump::new(pages, objects));
+    let mut why = Error::peer("serve pages", "no client came");
+    loop {
+        let Some((control, fault, bulk)) = gather(rt, &mut lanes, patience) else {
+            return Err(why.within("serve pages"));
+        };
+        match one_epoch(rt, control, fault, bulk, &pump) {
+            Ok(()) => {
+                return Ok(Served {
+                    bytes: pump.bytes(),
+                    faults: pump.faults(),
+                });
+            }
+            Err(e) => {
+                warn!("page client: {e}");
+                why = e;
+            }
+        }
+    }
+}
+
+/// All lanes of one epoch: control, fault, at least one bulk lane.
+fn gather(
+    rt: &Handle,
+    lanes: &mut tokio::sync::mpsc::Receiver<Opened>,
+    patience: Duration,
+) -> Option<(Opened, Opened, Vec<Opened>)> {
+    let until = Instant::now() + patience;
+    let (mut control, mut fault, mut bulk): (Option<Opened>, Option<Opened>, Vec<Opened>) =
+        (None, None, Vec::new());
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let lane = rt.block_on(async { tokio::time::timeout(left, lanes.recv()).await.ok()? })?;
+        match lane.lane {
+            Lane::Control => {
+                (control, fault, bulk) = (Some(lane), None, Vec::new());
+                continue;
+            }
+            Lane::Fault => fault = Some(lane),
+            Lane::Bulk => bulk.push(lane),
+        }
+        let epoch = control.as_ref().map(|c| c.epoch);
+        bulk.retain(|l| Some(l.epoch) == epoch);
+        if !bulk.is_empty() && fault.as_ref().map(|l| l.epoch) == epoch {
+            return Some((control?, fault?, bulk));
+        }
+    }
+}
+
+fn one_epoch(
+    rt: &Handle,
+    control: Opened,
+    fault: Opened,
+    bulk: Vec<Opened>,
+    pump: &Arc<Pump>,
+) -> Result<()> {
+    let mut control = Control::again(rt.clone(), control, Side::Source, State::Granted);
+    let f = control.hear(Duration::from_secs(30))?;
+    if f.kind != Kind::Resumed {
+        return Err(Error::peer(format!("receive {:?}", f.kind), "out of order"));
+    }
+    let missing = source_pages::hear_missing(&mut control)?;
+    pump.queue().restart(&missing)?;
+    let f = rt.block_on(source_pages::serve(&mut control, pump, fault, bulk))?;
+    if control.check(f)?.kind != Kind::Complete {
+        return Err(Error::peer("serve pages", "out of order"));
+    }
+    control.say(Kind::Forget, &Step::default())
+}
+
+/// A client of a page server: a source of pages for a handler on this host.
+#[derive(Debug)]
+pub struct Client {
+    rt: Handle,
+    to: SocketAddr,
+    token: Token,
+    remote: Arc<Remote>,
+    patience: Duration,
+    first: Mutex<Option<(Opened, Vec<Opened>)>>,
+}
+
+/// How many bulk lanes a client opens.
+const BULK: usize = 2;
+
+impl Client {
+    /// Connects to the page server at `to`; `session` is the content of
+    /// [`SESSION_FILE`].
+    ///
+    /// # Errors
+    /// Not a token; no connection; another server or another session.
+    pub fn connect(
+        rt: &Handle,
+        to: SocketAddr,
+        session: &[u8],
+        patience: Duration,
+    ) -> Result<Self> {
+        let text = std::str::from_utf8(session)
+            .map_err(|_| Error::image(SESSION_FILE, "is no token of a page server"))?;
+        let token = Token::from_text(text)?;
+        let lanes = connect_all(rt, to, &token, 1)?;
+        Ok(Self {
+            rt: rt.clone(),
+            to,
+            token,
+            remote: Arc::new(Remote::new()),
+            patience,
+            first: Mutex::new(Some(lanes)),
+        })
+    }
+
+    /// The source for a handler.
+    pub fn source(&self) -> Arc<Remote> {
+        Arc::clone(&self.remote)
+    }
+
+    /// Takes pages into `sink` until `missing` gives none; a lost server is
+    /// sought again for the time given to [`Client::connect`], then `sink` is told
+    /// that the source is lost. Blocks: call it in a thread of its own.
+    /// `complete` returns once every page is accounted for; it is called in yet
+    /// another thread.
+    ///
+    /// # Errors
+    /// The server is lost for good.
+    pub fn run(
+        &self,
+        sink: &Arc<dyn PageSink>,
+        missing: impl Fn() -> Result<Vec<(Object, PageRange)>>,
+        complete: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (tx, mut done) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name("all-pages".into())
+            .spawn(move || {
+                // Nobody waits any more only when the process ends.
+                let _ = tx.send(complete());
+            })
+            .context(|| "start a thread".to_owned())?;
+        let mut epoch = 1;
+        let mut lanes = self
+            .first
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        let mut until = Instant::now() + self.patience;
+        loop {
+            let attempt = match lanes.take() {
+                Some(l) => Ok(l),
+                None => {
+                    epoch += 1;
+                    connect_all(&self.rt, self.to, &self.token, epoch)
+                }
+            };
+            let ended = attempt.and_then(|l| {
+                until = Instant::now() + self.patience;
+                self.epoch(l, sink, &missing()?, &mut done)
+            });
+            match ended {
+                Ok(result) => return result,
+                Err(e) if Instant::now() >= until => {
+                    self.remote.give_up();
+                    sink.lost(Error::peer("wait for pages", e.to_string()));
+                    return Err(e.within("the page server is lost"));
+                }
+                Err(e) => {
+                    info!("page server: {e}; trying again");
+                    self.rt
+                        .block_on(tokio::time::sleep(Duration::from_millis(200)));
+                }
+            }
+        }
+    }
+
+    /// One epoch: `Ok` when all is over, `Err` when the link is lost.
+    fn epoch(
+        &self,
+        (control, pages): (Opened, Vec<Opened>),
+        sink: &Arc<dyn PageSink>,
+        missing: &[(Object, PageRange)],
+        done: &mut tokio::sync::oneshot::Receiver<Result<()>>,
+    ) -> Result<Result<()>> {
+        let mut control = Control::again(self.rt.clone(), control, Side::Receiver, State::Granted);
+        control.say(Kind::Resumed, &Step::default())?;
+        for m in missing_messages(missing) {
+            control.say(Kind::Missing, &m)?;
+        }
+        let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+        for lane in pages {
+            let (remote, sink) = (Arc::clone(&self.remote), Arc::clone(sink));
+            let asker = Arc::clone(&self.remote);
+            let (reader, writer) = (lane.reader, lane.writer);
+            if lane.lane == Lane::Fault {
+                tasks.spawn_on(async move { asker.ask(writer).await }, &self.rt);
+                tasks.spawn_on(async move { remote.take(reader, sink).await }, &self.rt);
+            } else {
+                tasks.spawn_on(
+                    async move {
+                        let _open = writer; // both directions stay open
+                        remote.take(reader, sink).await
+                    },
+                    &self.rt,
+                );
+            }
+        }
+        let all = self.rt.clone().block_on(async {
+            tokio::select! {
+                biased;
+                d = done => Ok(d.unwrap_or_else(|_| Err(Error::bug("wait for all pages", "the waiting thread ended")))),
+                Some(t) = tasks.join_next() => Err(match t {
+                    Ok(Err(e)) => e,
+                    Ok(Ok(())) => Error::peer("take pages", "a lane was closed"),
+                    Err(e) => Error::other(crate::base::Blame::Us, "take pages", e),
+                }),
+            }
+        })?;
+        if let Err(e) = &all {
+            control.part(Kind::Failure, e);
+            return Ok(all);
+        }
+        // All pages are here: whether the server hears of it changes nothing here.
+        let told = control
+            .say(Kind::Complete, &Step::default())
+            .and_then(|()| control.hear(Duration::from_secs(30)));
+        if let Err(e) = told {
+            warn!("the page server was not told that all is done: {e}");
+        }
+        Ok(all)
+    }
+}
+
+fn connect_all(
+    rt: &Handle,
+    to: SocketAddr,
+    token: &Token,
+    epoch: u64,
+) -> Result<(Opened, Vec<Opened>)> {
+    rt.block_on(async {
+        let control = open(to, token, Lane::Control, epoch).await?;
+        let mut pages = vec![open(to, token, Lane::Fault, epoch).await?];
+        for _ in 0..BULK {
+            pages.push(open(to, token, Lane::Bulk, epoch).await?);
+        }
+        Ok((control, pages))
+    })
+}
+
+/// Ranges in one MISSING message.
+const CHUNK: usize = 32 << 10;
+
+/// MISSING messages for what is missing; the last says so.
+pub(super) fn missing_messages(missing: &[(Object, PageRange)]) -> Vec<Missing> {
+    let mut messages: Vec<Missing> = Vec::new();
+    for (object, range) in missing {
+        let (sort, id) = batch::numbers(*object);
+        let fits = messages
+            .last()
+            .is_some_and(|m| (m.sort, m.id) == (sort, id) && m.starts.len() < CHUNK);
+        if !fits {
+            messages.push(Missing {
+                sort,
+                id,
+                ..Missing::default()
+            });
+        }
+        if let Some(m) = messages.last_mut() {
+            m.starts.push(range.start());
+            m.pages.push(range.pages());
+        }
+    }
+    messages.push(Missing {
+        last: true,
+        ..Missing::default()
+    });
+    messages
+}

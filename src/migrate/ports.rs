@@ -1,0 +1,149 @@
+//! What a migration needs of a container and of a host, in few words: the faces
+//! put engine and runtime behind these, tests put a model behind them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::remote::Remote;
+use crate::base::{Error, PageRange, Result};
+use crate::engine::hold::Verdict;
+use crate::memory::{Object, PageReader, PageSink};
+use crate::wire::message::Offer;
+
+/// What was captured of a stopped container.
+pub struct Capture {
+    /// Image files by name, as they go to the destination.
+    pub images: Vec<(String, Vec<u8>)>,
+    /// Reads pages in place, for as long as the container is held.
+    pub pages: Arc<dyn PageReader>,
+    /// Which pages there are that are not in the images.
+    pub objects: Vec<(Object, Vec<PageRange>)>,
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("images", &self.images.len())
+            .field("objects", &self.objects.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A container that runs here. The calls come in the order in which they stand;
+/// [`Container::thaw`] may come at any time, also when nothing was frozen.
+pub trait Container {
+    /// What the destination has to judge.
+    ///
+    /// # Errors
+    /// The bundle or the runtime's state cannot be read.
+    fn offer(&self) -> Result<Offer>;
+
+    /// Its root file system, as the host sees it.
+    fn rootfs(&self) -> &Path;
+
+    /// What settling needs after our death, for the journal; known before the
+    /// freeze.
+    fn place(&self) -> Value;
+
+    /// Stops all tasks.
+    ///
+    /// # Errors
+    /// An object that cannot be carried; it runs on then.
+    fn freeze(&mut self) -> Result<()>;
+
+    /// Captures everything but page contents.
+    ///
+    /// # Errors
+    /// An object that cannot be carried.
+    fn capture(&mut self) -> Result<Capture>;
+
+    /// Puts the stopped tasks where they stay frozen if we die.
+    ///
+    /// # Errors
+    /// The kernel's; without this success there is no commit.
+    fn hold(&mut self) -> Result<()>;
+
+    /// Lets it run again. `verdict` was made by the journal's keeper.
+    ///
+    /// # Errors
+    /// The kernel's: a person has to look.
+    fn thaw(&mut self, verdict: Verdict) -> Result<()>;
+
+    /// Kills the held tasks and lets the runtime forget the container.
+    ///
+    /// # Errors
+    /// The kernel's or the runtime's.
+    fn finish(&mut self, verdict: Verdict) -> Result<()>;
+}
+
+/// Where the destination put what came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landed {
+    /// The container's id.
+    pub id: String,
+    /// The bundle: config.json and rootfs.
+    pub bundle: PathBuf,
+    /// The images (pages are not in them).
+    pub images: PathBuf,
+    /// For logs and sockets.
+    pub work: PathBuf,
+}
+
+/// The memory of a container that was rebuilt here, while pages are missing.
+pub trait Serving: Send + Sync {
+    /// Where pages go that come in.
+    fn sink(&self) -> Arc<dyn PageSink>;
+
+    /// Returns when every page is accounted for. Called from a thread of its own.
+    ///
+    /// # Errors
+    /// The memory cannot be completed; the container has been stopped.
+    fn wait(&self) -> Result<()>;
+
+    /// Which pages are still missing.
+    ///
+    /// # Errors
+    /// The handler is gone.
+    fn missing(&self) -> Result<Vec<(Object, PageRange)>>;
+
+    /// No page comes any more: stops the container, which never reads zeros.
+    fn fail(&self, why: Error);
+}
+
+/// A host that receives a container. The calls come in the order in which they
+/// stand; [`Host::discard`] may come instead of [`Host::resume`] or before.
+pub trait Host {
+    /// Whether the offered container can be had here; reasons if not.
+    ///
+    /// # Errors
+    /// Each reason why not.
+    fn fit(&mut self, offer: &Offer, landed: &Landed) -> Result<(), Vec<String>>;
+
+    /// What settling needs after our death, for the journal.
+    fn place(&self, landed: &Landed) -> Value;
+
+    /// Rebuilds everything; returns when all tasks stand and none runs.
+    /// `pages` is asked for pages from the resume on.
+    ///
+    /// # Errors
+    /// What could not be rebuilt; nothing of it is left then.
+    fn rebuild(&mut self, landed: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>>;
+
+    /// Lets it run: the commit point has been journaled.
+    ///
+    /// # Errors
+    /// It may have run: a person has to look.
+    fn resume(&mut self) -> Result<()>;
+
+    /// All pages are here, the session is over: what still serves may end.
+    ///
+    /// # Errors
+    /// Whatever that could not be done; the container runs.
+    fn settle(&mut self) -> Result<()>;
+
+    /// Throws away whatever was rebuilt; only before [`Host::resume`].
+    fn discard(&mut self);
+}
