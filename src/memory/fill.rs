@@ -74,3 +74,93 @@ fn step(
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{PAGE_SIZE, PageRange};
+    use crate::memory::held::{Content, HeldPages, Space};
+    use crate::memory::{Area, Direct, Handler, Job, LazySpace, Object, OnLoss, SpaceId, guard};
+    use crate::sys::testing::Child;
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    const GIB: u64 = 1 << 30;
+
+    fn lazy(child: &Child, at: u64, needed: Vec<PageRange>) -> Job {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        assert_eq!(child.mmap_with(at, GIB, flags, -1), at);
+        let range = PageRange::new(at, at + GIB).unwrap();
+        let object = Object::Private(SpaceId(1));
+        let area = Area {
+            range,
+            object,
+            at,
+            wipe_on_fork: false,
+        };
+        let space = LazySpace {
+            id: SpaceId(1),
+            pid: child.pid(),
+            pidfd: child.pidfd().try_clone().unwrap(),
+            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
+            areas: vec![area],
+            needed,
+        };
+        Job {
+            spaces: vec![space],
+            shared: vec![],
+        }
+    }
+
+    /// `cargo test --release --lib one_gib -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn one_gib_is_found_read_and_filled_in_this_time() {
+        let source = Child::fork();
+        let at = source.mmap(GIB);
+        for page in (at..at + GIB).step_by(4096) {
+            source.fill(page, 1, 5);
+        }
+        crate::sys::pidfd::send_signal(source.pidfd().as_fd(), libc::SIGSTOP).unwrap();
+        let area = PageRange::new(at, at + GIB).unwrap();
+        let start = Instant::now();
+        let mut space = Space::open(SpaceId(1), source.pid()).unwrap();
+        space.collect(area, Content::Anonymous).unwrap();
+        println!("find which pages exist: {:?}", start.elapsed());
+        let needed = space.runs().to_vec();
+        assert_eq!(needed, [area]);
+        let held = Arc::new(HeldPages::new([space], []));
+        for threads in [1, 2] {
+            let target = Child::fork();
+            let filler = Filler::new(lazy(&target, at, needed.clone())).unwrap();
+            let start = Instant::now();
+            fill_all(&filler, held.as_ref(), threads).unwrap();
+            println!("read and fill, {threads} threads: {:?}", start.elapsed());
+            drop(filler);
+            assert_eq!(target.sum(at + 77 * PAGE_SIZE, 4096), 5);
+        }
+        let target = Child::fork();
+        let filler = Filler::new(lazy(&target, at, needed)).unwrap();
+        let source = Arc::new(Direct(Arc::clone(&held)));
+        let policy = Box::new(|_: &Error| OnLoss::Kill);
+        let handler = Handler::start(filler, source, policy).unwrap();
+        let start = Instant::now();
+        for page in (0..2000).map(|i| i * 61 % 2000 * 32) {
+            assert_eq!(target.sum(at + page * PAGE_SIZE, 1), 5);
+        }
+        let each = start.elapsed() / 2000;
+        println!("fault, with 16 pages each, seen by the task: {each:?}");
+        println!("alone: {:?}", handler.summary());
+        std::thread::scope(|s| {
+            let bulk = s.spawn(|| fill_all(&handler.sink(), held.as_ref(), 1));
+            for page in (2000..).map(|i| i * 61 % 8000 * 32).take(3000) {
+                assert_eq!(target.sum(at + page * PAGE_SIZE, 1), 5);
+                if bulk.is_finished() {
+                    break;
+                }
+            }
+        });
+        println!("with bulk beside: {:?}", handler.wait().unwrap().summary);
+    }
+}

@@ -15,6 +15,7 @@
 //!   stops the container, so that nothing ever reads a zero in place of a page.
 //! * [`handoff`]: how the process that restores hands its address spaces to the
 //!   process that serves pages.
+//! * [`serve`]: all of it together, for a source on this machine.
 
 mod ids;
 mod ranges;
@@ -27,6 +28,7 @@ pub mod fill;
 pub mod handler;
 pub mod guardian;
 pub mod handoff;
+pub mod serve;
 
 pub use filler::{Filler, Job, LazySpace, guard};
 pub use handler::{Direct, Handler, OnLoss};

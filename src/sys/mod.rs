@@ -19,7 +19,6 @@ pub mod kcmp;
 pub mod uffd;
 pub mod pagemap;
 pub mod sched;
-pub mod features;
 pub mod ns;
 pub mod mounts;
 pub mod xattr;

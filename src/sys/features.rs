@@ -1,1 +1,0 @@
-//! What this kernel and these privileges allow, found by trying.
