@@ -338,6 +338,8 @@ fn remove_cgroups(path: &str) {
         let dir = Path::new(at).join(path);
         if dir.is_dir() && !path.is_empty() {
             remove_cgroup(&dir);
+            // What all tests share goes with the last of them.
+            let _ = dir.parent().map(fs::remove_dir);
         }
     }
 }

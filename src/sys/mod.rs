@@ -21,7 +21,6 @@ pub mod pagemap;
 pub mod sched;
 pub mod ns;
 pub mod mounts;
-pub mod xattr;
 pub mod cgroup;
 pub mod netlink;
 pub mod shmem;

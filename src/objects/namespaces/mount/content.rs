@@ -5,11 +5,10 @@ use std::path::Path;
 
 use tracing::debug;
 
-use super::archive;
 use super::capture::Mounts;
 use super::model::{Fs, How, Mount};
 use crate::base::{Error, HostPid, Result, ResultExt};
-use crate::image::{Kind as Image, Set};
+use crate::image::{Kind as Image, Set, archive};
 use crate::sys::mounts;
 use crate::sys::ns::{self, Kind};
 
@@ -31,7 +30,14 @@ pub(crate) fn capture(pid: HostPid, all: &Mounts, set: &mut Set) -> Result<()> {
             .collect::<Result<Vec<_>>>()
     })?;
     for (m, copy) in wanted.iter().zip(copies) {
-        let bytes = archive::pack(copy.as_fd())
+        let here = mounts::open_at(
+            copy.as_fd(),
+            Path::new("."),
+            libc::O_RDONLY | libc::O_DIRECTORY,
+            mounts::BENEATH,
+        )?;
+        let mut bytes = Vec::new();
+        archive::pack(here.as_fd(), &mut bytes)
             .context(|| format!("content of the tmpfs at {}", m.entry.mountpoint))?;
         debug!(
             mountpoint = m.entry.mountpoint,

@@ -1,7 +1,6 @@
 //! Mount namespaces: the table of a container, where each mount comes from,
 //! what is in its temporary file systems, and all of it made again.
 
-mod archive;
 pub(crate) mod capture;
 pub(crate) mod content;
 pub(crate) mod flags;

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use tracing::debug;
 
-use super::archive;
 use super::content;
 use super::flags;
 use super::model::{self, Fs, How, Mount};
@@ -20,7 +19,7 @@ use super::sharing::Sharing;
 use super::table::relative;
 use crate::base::{Error, Result, ResultExt};
 use crate::image::records::MntEntry;
-use crate::image::{Kind as Image, Set};
+use crate::image::{Kind as Image, Set, archive};
 use crate::sys::cgroup;
 use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS, NO_XDEV, Propagation};
 
@@ -123,18 +122,22 @@ impl Plan {
     /// Makes all mounts and pivots into them. Runs in the new mount namespace,
     /// in the container's other namespaces, single-threaded.
     pub(crate) fn assemble(&self) -> Result<()> {
-        // Copies of the host's mounts first, while these still share.
-        let mut copies: HashMap<usize, OwnedFd> = HashMap::new();
+        // What the host provides is found before anything changes. A master
+        // outside is kept only by a copy made while the source still shares.
+        let mut given: HashMap<usize, Given> = HashMap::new();
         for (i, m) in self.mounts.iter().enumerate() {
-            if let Some(copy) = self.copy_of_host(i, m).context(|| at(m))? {
-                let p = if self.sharing.has_outer_master(m) {
-                    Propagation::Slave
-                } else {
-                    Propagation::Private
-                };
-                mounts::set_propagation(copy.as_fd(), p, false).context(|| at(m))?;
-                copies.insert(i, copy);
-            }
+            let Some(place) = self.place_on_host(i, m).context(|| at(m))? else {
+                continue;
+            };
+            let one = if self.sharing.has_outer_master(m) {
+                let copy = mounts::clone_at(place.as_fd()).context(|| at(m))?;
+                mounts::set_propagation(copy.as_fd(), Propagation::Slave, false)
+                    .context(|| at(m))?;
+                Given::Copy(copy)
+            } else {
+                Given::Place(place)
+            };
+            given.insert(i, one);
         }
         let here = open_path(Path::new("/"))?;
         mounts::set_propagation(here.as_fd(), Propagation::Private, true)
@@ -148,7 +151,7 @@ impl Plan {
                 if made[i].is_some() || !self.is_ready(i, m, &made) {
                     continue;
                 }
-                made[i] = Some(self.make(i, m, &mut copies, &made).context(|| at(m))?);
+                made[i] = Some(self.make(i, m, given.remove(&i), &made).context(|| at(m))?);
                 left -= 1;
             }
             if left == before {
@@ -207,12 +210,17 @@ impl Plan {
         &self,
         i: usize,
         m: &Mount,
-        copies: &mut HashMap<usize, OwnedFd>,
+        given: Option<Given>,
         made: &[Option<OwnedFd>],
     ) -> Result<OwnedFd> {
         let attrs = flags::attributes(m.entry.flags, &m.entry.mountpoint)?;
-        let (fd, fresh) = match (&m.how, copies.remove(&i)) {
-            (_, Some(copy)) => (copy, false),
+        let (fd, fresh) = match (&m.how, given) {
+            (_, Some(Given::Copy(copy))) => (copy, false),
+            (_, Some(Given::Place(place))) => {
+                let fd = mounts::clone_at(place.as_fd())?;
+                mounts::set_propagation(fd.as_fd(), Propagation::Private, false)?;
+                (fd, false)
+            }
             (How::New(fs), None) => (self.new_instance(i, m, *fs, attrs)?, true),
             (How::Bind(j), None) => {
                 let whole = standing(made, *j)?;
@@ -273,7 +281,8 @@ impl Plan {
         let first = if content.is_some() { 0 } else { attrs };
         let fd = context.mount(first)?;
         if let Some(bytes) = content {
-            archive::unpack(bytes, fd.as_fd()).context(|| "unpack its content".to_owned())?;
+            archive::unpack(bytes.as_slice(), fd.as_fd())
+                .context(|| "unpack its content".to_owned())?;
             if late_ro {
                 let again = FsContext::pick(fd.as_fd())?;
                 again.flag("ro")?;
@@ -284,42 +293,42 @@ impl Plan {
         Ok(fd)
     }
 
-    /// A copy of what the host provides for this mount, if it is such a one.
-    fn copy_of_host(&self, i: usize, m: &Mount) -> Result<Option<OwnedFd>> {
+    /// Where the host has what it provides for this mount, if it does.
+    fn place_on_host(&self, i: usize, m: &Mount) -> Result<Option<OwnedFd>> {
         match &m.how {
-            How::Root => Ok(Some(mounts::clone_path(&self.root, false)?)),
-            How::External(_) => match self.sources.get(&i) {
-                Some(source) => Ok(Some(self.copy_of_source(m, source)?)),
-                None => Ok(None),
-            },
+            How::Root => open_path(&self.root).map(Some),
+            How::External(_) => self
+                .sources
+                .get(&i)
+                .map(|source| self.source_place(m, source))
+                .transpose(),
             How::New(_) | How::Bind(_) => Ok(None),
         }
     }
 
-    /// A copy of `source`. Where the container had its own cgroup mounted, and
+    /// Where `source` is. Where the container had its own cgroup mounted, and
     /// the caller names a directory above the one it is in now (runc names the
-    /// one above), the copy is narrowed to that one: it must not see more than
-    /// before.
-    fn copy_of_source(&self, m: &Mount, source: &Path) -> Result<OwnedFd> {
+    /// one above), it is narrowed to that one: the container must not see more
+    /// than before.
+    fn source_place(&self, m: &Mount, source: &Path) -> Result<OwnedFd> {
+        let top = open_path(source)?;
         let fstype = i32::try_from(m.entry.fstype).unwrap_or(-1);
-        if fstype != Fs::Cgroup.record() as i32 && fstype != Fs::Cgroup2.record() as i32 {
-            return mounts::clone_path(source, false);
-        }
-        let Some((name, was)) = self
+        let is_cgroup =
+            fstype == Fs::Cgroup.record() as i32 || fstype == Fs::Cgroup2.record() as i32;
+        let was = self
             .cgroups
             .iter()
-            .find(|(name, _)| names_hierarchy(name, &m.entry))
-        else {
-            return mounts::clone_path(source, false);
+            .find(|(name, _)| names_hierarchy(name, &m.entry));
+        let Some((name, _)) = was.filter(|(_, was)| is_cgroup && m.entry.root == **was) else {
+            return Ok(top);
         };
-        let top = open_path(source)?;
         let id = mounts::mount_id(top.as_fd())?;
         let host = mounts::own_mountinfo()?;
         let now = cgroup::own_membership()?
             .into_iter()
             .find(|n| n.name == *name);
         let (Some(line), Some(now)) = (host.iter().find(|l| l.id == id), now) else {
-            return mounts::clone_path(source, false);
+            return Ok(top);
         };
         let canonical =
             std::fs::canonicalize(source).context(|| format!("resolve {}", source.display()))?;
@@ -331,11 +340,10 @@ impl Plan {
             (root, rest) => format!("{root}/{rest}"),
         };
         match relative(&now.path, &shown) {
-            Some(rel) if m.entry.root == *was && !rel.is_empty() => {
-                let own = mounts::open_at(top.as_fd(), Path::new(rel), PATH, INSIDE)?;
-                mounts::clone_at(own.as_fd())
+            Some(rel) if !rel.is_empty() => {
+                mounts::open_at(top.as_fd(), Path::new(rel), PATH, INSIDE)
             }
-            _ => mounts::clone_path(source, false),
+            _ => Ok(top),
         }
     }
 
@@ -351,6 +359,15 @@ impl Plan {
         let rel = relative(&m.entry.root, &self.mounts[j].entry.root).unwrap_or("");
         Ok((standing(made, j)?, Path::new(rel)))
     }
+}
+
+/// What the host provides for a mount.
+enum Given {
+    /// A detached copy, ready to be attached.
+    Copy(OwnedFd),
+    /// The place of which a copy is to be made in its turn: the order of making
+    /// is the order in which mountinfo shows mounts.
+    Place(OwnedFd),
 }
 
 const PATH: i32 = libc::O_PATH | libc::O_NOFOLLOW;

@@ -1,0 +1,197 @@
+//! The namespaces, mounts and cgroups of a default runc container through
+//! `runc checkpoint` and `runc restore`: what the container sees must be the
+//! same. Crossed with CRIU where one is given.
+
+#[path = "harness/mod.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use dunlin::base::HostPid;
+use dunlin::sys::mounts::{MountInfo, mountinfo};
+use harness::*;
+
+/// A mount as it must come back: all but the numbers of the kernel.
+fn seen(pid: i32) -> Vec<String> {
+    let all = mountinfo(HostPid(pid)).expect("mountinfo");
+    let by_id: BTreeMap<u32, &str> = all.iter().map(|m| (m.id, m.mountpoint.as_str())).collect();
+    let first = |m: &MountInfo| {
+        let same = |o: &&MountInfo| (o.major, o.minor) == (m.major, m.minor);
+        all.iter()
+            .find(same)
+            .map(|o| o.mountpoint.clone())
+            .unwrap_or_default()
+    };
+    all.iter()
+        .map(|m| {
+            format!(
+                "{} at {} on {} ({}; {}) {} {} ({}), same as {}",
+                m.root,
+                m.mountpoint,
+                by_id.get(&m.parent).copied().unwrap_or("nothing"),
+                m.options,
+                [m.shared.is_some(), m.master.is_some(), m.unbindable]
+                    .map(u8::from)
+                    .map(|b| b.to_string())
+                    .concat(),
+                m.fstype,
+                m.source,
+                m.super_options,
+                first(m),
+            )
+        })
+        .collect()
+}
+
+/// What else of its namespaces a container sees.
+fn settings(pid: i32) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let read = |p: String| fs::read_to_string(&p).unwrap_or_else(|e| format!("{p}: {e}"));
+    all.insert("cgroups".to_owned(), read(format!("/proc/{pid}/cgroup")));
+    let mut enter = std::process::Command::new("nsenter");
+    enter.args(["-t", &pid.to_string(), "-u", "-i", "-n", "sh", "-c"]);
+    enter.arg("hostname; cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax /proc/sys/fs/mqueue/msg_max; ip -o link | cut -d: -f2");
+    all.insert(
+        "names and limits".to_owned(),
+        run(&mut enter, PATIENCE).stdout,
+    );
+    all
+}
+
+const SCRIPT: &str = "echo kept > /dev/shm/file; mkdir -m 1700 /dev/shm/dir; chown 12:13 /dev/shm/dir; \
+    ln -s nowhere /dev/shm/link; echo ready; sleep 10000";
+
+fn start(scratch: &Scratch, runc: &Runc) -> Container {
+    let mut bundle = Bundle::new(scratch, "bundle", &[], &["/bin/sh", "-c", SCRIPT]);
+    bundle.edit(|c| {
+        c["hostname"] = "moved-host".into();
+        c["linux"]["sysctl"] =
+            serde_json::json!({"kernel.msgmax": "12288", "fs.mqueue.msg_max": "12"});
+    });
+    let id = scratch.name().to_owned();
+    let mut container = Container::run(runc, bundle, &id);
+    container.lines.expect("ready", PATIENCE);
+    container
+}
+
+fn shm(pid: i32) -> String {
+    let mut find = std::process::Command::new("find");
+    find.current_dir(format!("/proc/{pid}/root/dev/shm"));
+    run(
+        find.args([".", "-printf", "%P %y %m %U %G %l %T@\\n"]),
+        PATIENCE,
+    )
+    .stdout
+}
+
+/// Seconds since boot, as the container's clock has it.
+fn uptime(container: &Container) -> f64 {
+    let said = container.exec(&["/bin/cat", "/proc/uptime"]).stdout;
+    said.split(' ')
+        .next()
+        .and_then(|s| s.parse().ok())
+        .expect("an uptime")
+}
+
+fn comes_back(dump: &Runc, restore: &Runc, scratch: &Scratch, exact: bool) {
+    let host = mountinfo(HostPid(1)).expect("host mounts").len();
+    let mut container = start(scratch, dump);
+    let pid = container.pid();
+    let before = (seen(pid), settings(pid), shm(pid), uptime(&container));
+    let images = scratch.join("images");
+    container.dumped(&images, &[]);
+    container.runc = restore.clone();
+    container.restored(&images, &[]);
+    let pid = container.pid();
+    let after = (seen(pid), settings(pid), shm(pid), uptime(&container));
+    if exact {
+        assert_eq!(before.0, after.0);
+        assert_eq!(before.1, after.1);
+    } else {
+        // CRIU takes masks from the host's /dev, and runc lets it mount all of
+        // a hierarchy where one cgroup was.
+        assert_eq!(before.0.len(), after.0.len());
+        assert_eq!(before.1["names and limits"], after.1["names and limits"]);
+    }
+    assert_eq!(before.2, after.2);
+    assert!(
+        (0.0..60.0).contains(&(after.3 - before.3)),
+        "{} then {}",
+        before.3,
+        after.3
+    );
+    drop(container);
+    assert_eq!(
+        mountinfo(HostPid(1)).expect("host mounts").len(),
+        host,
+        "mounts stay on the host"
+    );
+}
+
+#[test]
+fn a_default_containers_namespaces_mounts_and_cgroups_come_back_the_same() {
+    needs!(root, runc);
+    let scratch = Scratch::new("nsrunc");
+    let runc = Runc::new(&scratch);
+    comes_back(&runc, &runc, &scratch, true);
+}
+
+#[test]
+fn a_read_only_root_and_a_bind_come_back_the_same() {
+    needs!(root, runc);
+    let scratch = Scratch::new("nsbind");
+    let runc = Runc::new(&scratch);
+    let data = scratch.dir("data");
+    fs::write(data.join("f"), "of the host").expect("write");
+    let mut bundle = Bundle::new(
+        &scratch,
+        "bundle",
+        &[],
+        &["/bin/sh", "-c", "echo ready; sleep 10000"],
+    );
+    fs::create_dir_all(bundle.rootfs().join("data")).expect("mkdir");
+    bundle.edit(|c| {
+        c["root"]["readonly"] = true.into();
+        c["mounts"]
+            .as_array_mut()
+            .expect("mounts")
+            .push(serde_json::json!({
+                "destination": "/data", "type": "bind", "source": data,
+                "options": ["rbind", "ro", "nosuid", "noexec"],
+            }));
+    });
+    let id = scratch.name().to_owned();
+    let mut container = Container::run(&runc, bundle, &id);
+    container.lines.expect("ready", PATIENCE);
+    let before = seen(container.pid());
+    let images = scratch.join("images");
+    container.dumped(&images, &[]);
+    container.restored(&images, &[]);
+    assert_eq!(before, seen(container.pid()));
+    assert_eq!(
+        container.exec(&["/bin/cat", "/data/f"]).stdout,
+        "of the host"
+    );
+    assert!(
+        !container.exec(&["/bin/touch", "/x"]).ok(),
+        "the root is read-only"
+    );
+}
+
+#[test]
+fn what_we_dump_criu_restores() {
+    needs!(root, runc, crossed);
+    let scratch = Scratch::new("nsout");
+    let theirs = Runc::with_criu(&scratch, Path::new(&criu().expect("CRIU")));
+    comes_back(&Runc::new(&scratch), &theirs, &scratch, false);
+}
+
+#[test]
+fn what_criu_dumps_we_restore() {
+    needs!(root, runc, crossed);
+    let scratch = Scratch::new("nsin");
+    let theirs = Runc::with_criu(&scratch, Path::new(&criu().expect("CRIU")));
+    comes_back(&theirs, &Runc::new(&scratch), &scratch, true);
+}
