@@ -109,8 +109,10 @@ fn a_runc_containers_namespaces_come_back_the_same() {
         ..CapturePolicy::default()
     };
     let mut set = Set::new();
+    let began = std::time::Instant::now();
     let capture = Capture::new(HostPid(pid), &policy).expect("look at the namespaces");
     capture.capture(&mut set).expect("capture the namespaces");
+    println!("captured in {:?}", began.elapsed());
     let inventory = InventoryEntry {
         img_version: 2,
         root_ids: Some(capture.own_ids()),
@@ -130,9 +132,15 @@ fn a_runc_containers_namespaces_come_back_the_same() {
         .fill_ids(HostPid(pid), &mut ids)
         .expect("number the namespaces");
     set.put(Image::Ids, 1, &ids);
+    let began = std::time::Instant::now();
     dunlin::objects::cgroup::capture(&[HostPid(pid)], dunlin::objects::cgroup::Mode::Soft)
         .expect("capture cgroups")
         .write(&mut set);
+    println!("cgroups captured in {:?}", began.elapsed());
+    let began = std::time::Instant::now();
+    let strangers = dunlin::objects::cgroup::strangers(HostPid(pid), &[HostPid(pid)].into());
+    assert!(strangers.expect("look for strangers").len() <= 1);
+    println!("strangers looked for in {:?}", began.elapsed());
 
     let mut sources: Vec<(String, String)> = policy
         .ext_mnt

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::image::records::IpcVarEntry;
-use crate::sys::mounts::FsContext;
+use crate::sys::mounts::{self, FsContext};
 use crate::sys::ns::{self, Kind};
 
 /// Limits of the IPC namespace of `pid`, after proving that it is empty.
@@ -45,6 +45,7 @@ fn refuse_objects() -> Result<()> {
     };
     let path = format!("/proc/self/fd/{}", queues.as_raw_fd());
     let mut entries = fs::read_dir(&path).context(|| "list message queues".to_owned())?;
+    mounts::close_later(vec![queues]);
     if let Some(entry) = entries.next() {
         let name = entry
             .context(|| "list message queues".to_owned())?

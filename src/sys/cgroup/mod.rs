@@ -1,7 +1,7 @@
 //! Control groups: cgroups(7), both versions, and their two freezers.
 //!
-//! A hierarchy is opened by a private, detached mount of it, so that it does
-//! not matter where (or whether) it is mounted for us. v1 hierarchies are named
+//! A hierarchy is opened where it is mounted, else by a private, detached mount
+//! of it: it does not matter where (or whether) it is mounted for us. v1 hierarchies are named
 //! by their controllers (`freezer`, `cpu,cpuacct`, `name=systemd`), the v2 one
 //! by the empty name, as in /proc/PID/cgroup and in images.
 
@@ -84,21 +84,10 @@ impl Dir {
     /// # Errors
     /// EBUSY or ENOENT when there is no such hierarchy, EPERM.
     pub fn root(name: &str) -> Result<Self> {
-        let fs = if name.is_empty() {
-            FsContext::open("cgroup2")?
-        } else {
-            let fs = FsContext::open("cgroup")?;
-            for controller in name.split(',') {
-                match controller.strip_prefix("name=") {
-                    Some(n) => fs.string("name", n)?,
-                    None => fs.flag(controller)?,
-                }
-            }
-            fs
+        let fd = match mounted(name) {
+            Some(fd) => fd,
+            None => private_mount(name)?,
         };
-        let fd = fs
-            .mount(0)
-            .context(|| format!("open cgroup hierarchy \"{name}\""))?;
         Ok(Self {
             fd,
             name: name.to_owned(),
@@ -322,6 +311,42 @@ impl Dir {
         };
         format!("cgroup {name}:{path}")
     }
+}
+
+/// The root of a hierarchy where it is mounted whole for us. Saves a mount of
+/// our own, whose end waits for all processors (0.5 ms and more).
+fn mounted(name: &str) -> Option<OwnedFd> {
+    let is = |m: &mounts::MountInfo| {
+        let options: Vec<&str> = m.super_options.split(',').collect();
+        m.root == "/"
+            && if name.is_empty() {
+                m.fstype == "cgroup2"
+            } else {
+                m.fstype == "cgroup" && name.split(',').all(|c| options.contains(&c))
+            }
+    };
+    let all = mounts::own_mountinfo().ok()?;
+    let at = all.iter().find(|m| is(m))?;
+    let fd: OwnedFd = fs::File::open(&at.mountpoint).ok()?.into();
+    // Something else may be mounted over it.
+    (mounts::mount_id(fd.as_fd()).ok()? == at.id).then_some(fd)
+}
+
+fn private_mount(name: &str) -> Result<OwnedFd> {
+    let fs = if name.is_empty() {
+        FsContext::open("cgroup2")?
+    } else {
+        let fs = FsContext::open("cgroup")?;
+        for controller in name.split(',') {
+            match controller.strip_prefix("name=") {
+                Some(n) => fs.string("name", n)?,
+                None => fs.flag(controller)?,
+            }
+        }
+        fs
+    };
+    fs.mount(0)
+        .context(|| format!("open cgroup hierarchy \"{name}\""))
 }
 
 fn join(a: &str, b: &str) -> String {

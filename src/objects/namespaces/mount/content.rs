@@ -29,16 +29,13 @@ pub(crate) fn capture(pid: HostPid, all: &Mounts, set: &mut Set) -> Result<()> {
             .map(|m| copy_of(m, &all.mounts))
             .collect::<Result<Vec<_>>>()
     })?;
-    for (m, copy) in wanted.iter().zip(copies) {
-        let here = mounts::open_at(
-            copy.as_fd(),
-            Path::new("."),
-            libc::O_RDONLY | libc::O_DIRECTORY,
-            mounts::BENEATH,
-        )?;
+    for (m, copy) in wanted.iter().zip(&copies) {
+        let what = || format!("content of the tmpfs at {}", m.entry.mountpoint);
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let top =
+            mounts::open_at(copy.as_fd(), Path::new("."), flags, mounts::BENEATH).context(what)?;
         let mut bytes = Vec::new();
-        archive::pack(here.as_fd(), &mut bytes)
-            .context(|| format!("content of the tmpfs at {}", m.entry.mountpoint))?;
+        archive::pack(top.as_fd(), &mut bytes).context(what)?;
         debug!(
             mountpoint = m.entry.mountpoint,
             bytes = bytes.len(),
@@ -46,6 +43,7 @@ pub(crate) fn capture(pid: HostPid, all: &Mounts, set: &mut Set) -> Result<()> {
         );
         set.put_raw(Image::TmpfsDev.file_name(m.entry.root_dev), bytes)?;
     }
+    mounts::close_later(copies);
     Ok(())
 }
 
