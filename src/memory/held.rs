@@ -215,13 +215,23 @@ impl Shared {
         Ok(found)
     }
 
-    /// Fills `buf` from byte offset `at`.
+    /// Fills `buf` from byte offset `at`. What lies behind the end but in its
+    /// last page reads as zeros, as in a mapping.
     ///
     /// # Errors
-    /// Those of pread(2); a read beyond the end.
+    /// Those of pread(2); a read beyond the last page.
     pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let inside = usize::try_from(self.size.saturating_sub(at)).unwrap_or(usize::MAX);
+        let last_page = self.size.next_multiple_of(PAGE_SIZE).saturating_sub(at);
+        let padded = u64::try_from(buf.len()).is_ok_and(|len| len <= last_page);
+        let (there, behind) = if padded {
+            buf.split_at_mut(inside.min(buf.len()))
+        } else {
+            buf.split_at_mut(buf.len())
+        };
+        behind.fill(0);
         self.file
-            .read_exact_at(buf, at)
+            .read_exact_at(there, at)
             .map_err(|e| Error::os(format!("read shared memory {} at {at:#x}", self.id), e))
     }
 }

@@ -94,6 +94,13 @@ pub(crate) fn restore(typed: &Typed) -> Result<Restore> {
         let fd = inherited::duplicate(*number).map_err(|e| e.within(format!("resource {key}")))?;
         inherit.push((key.clone(), fd));
     }
+    // For a standard stream that was a file of the host: whoever restores gives
+    // its own instead, as a runtime does with the container's.
+    for number in 0..3 {
+        if let Ok(fd) = inherited::duplicate(number) {
+            inherit.push((format!("stdio[{number}]"), fd));
+        }
+    }
     Ok(Restore {
         common: common(typed)?,
         sibling: typed.restore_sibling,

@@ -166,7 +166,7 @@ impl Opener<'_> {
             File::Timerfd(e) => anonymous::make_timerfd(e)?,
             File::Signalfd(e) => anonymous::make_signalfd(e)?,
             File::Epoll(_) => fdops::epoll()?,
-            File::Memfd(e) => self.memfd(e)?,
+            File::Memfd(e) => self.memfd(id, e)?,
             File::Unix(_) | File::Inet(_) => return Ok(()),
         };
         self.files.insert(id, fd);
@@ -266,7 +266,7 @@ impl Opener<'_> {
         Ok(fd)
     }
 
-    fn memfd(&mut self, entry: &MemfdFileEntry) -> Result<OwnedFd> {
+    fn memfd(&mut self, id: u32, entry: &MemfdFileEntry) -> Result<OwnedFd> {
         if !self.memfds.contains_key(&entry.inode_id) {
             let inode = self
                 .plan
@@ -282,7 +282,14 @@ impl Opener<'_> {
             self.memfds.insert(entry.inode_id, made);
         }
         let inode = &self.memfds[&entry.inode_id].0;
-        let fd = pipe::reopen(inode.as_fd(), entry.flags)?;
+        // One that is only mapped is opened for whatever its areas allow.
+        let listed = self.plan.tables().values().flatten().any(|d| d.file == id);
+        let flags = if listed {
+            entry.flags
+        } else {
+            libc::O_RDWR.cast_unsigned()
+        };
+        let fd = pipe::reopen(inode.as_fd(), flags)?;
         let pos = entry.pos.cast_signed();
         nix::unistd::lseek(&fd, pos, nix::unistd::Whence::SeekSet)
             .map_err(|e| Error::errno(format!("seek memfd to {pos}"), e as i32))?;

@@ -329,6 +329,9 @@ pub fn record(
     vmas: Vec<VmaEntry>,
     exe: u32,
 ) -> Result<MmEntry> {
+    /// CRIU refuses an image with more on x86-64. The vector of a new kernel is
+    /// one pair longer with its final AT_NULL, which the kernel adds by itself.
+    const AUXV_WORDS: usize = 44;
     let auxv = procfs::file(pid, "auxv")?;
     Ok(MmEntry {
         mm_start_code: stat.start_code,
@@ -347,6 +350,7 @@ pub fn record(
             .chunks_exact(8)
             .filter_map(|c| c.try_into().ok())
             .map(u64::from_le_bytes)
+            .take(AUXV_WORDS)
             .collect(),
         vmas,
         dumpable: None,
