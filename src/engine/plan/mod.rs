@@ -77,7 +77,8 @@ impl Plan {
         let mut members = Vec::new();
         for e in &entries {
             let task = Task::read(set, e)?;
-            for t in &e.threads {
+            // a zombie's list is not filled in
+            for t in e.threads.iter().filter(|_| task.body.is_some()) {
                 let tid = ns_pid(*t)?;
                 if tid != task.pid && !threads.insert(tid) {
                     return Err(Error::image(
