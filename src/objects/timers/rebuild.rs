@@ -79,7 +79,13 @@ pub fn arm(batch: &mut Batch, t: &TaskTimersEntry) {
         if *i == ItimerEntry::default() {
             continue;
         }
-        let value = batch.bytes(&words([i.isec, i.iusec, i.vsec, i.vusec]));
+        let mut left = (i.vsec, i.vusec);
+        if which == libc::ITIMER_REAL && left == (0, 0) {
+            // it has expired, its signal is pending, and the kernel would have
+            // started it again when that is delivered
+            left = (i.isec, i.iusec);
+        }
+        let value = batch.bytes(&words([i.isec, i.iusec, left.0, left.1]));
         batch.call(
             "setitimer",
             libc::SYS_setitimer,
