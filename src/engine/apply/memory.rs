@@ -193,6 +193,17 @@ impl Build<'_> {
                     fill_uffd(reader, uffd, object, run.range)?;
                     continue;
                 }
+                if run.held() == Held::Elsewhere {
+                    // whoever made the image left them behind, needed or not
+                    if let Some(r) = body.rseq_in(run.range) {
+                        return Err(Error::image(
+                            format!("pages {} of task {pid}", run.range),
+                            format!("were left behind, and the kernel writes to {r:#x} (rseq)"),
+                        ));
+                    }
+                    missing.push(run.range);
+                    continue;
+                }
                 let mut rest: RangeSet = [run.range].into_iter().collect();
                 for now in eager.within(run.range) {
                     fill_uffd(reader, uffd, object, now)?;

@@ -150,6 +150,14 @@ impl Body {
         })
     }
 
+    /// An rseq area of a thread that lies in this range.
+    pub fn rseq_in(&self, range: PageRange) -> Option<u64> {
+        self.threads
+            .iter()
+            .filter_map(|t| t.rseq().map(|r| r.rseq_abi_pointer))
+            .find(|p| range.contains(*p))
+    }
+
     /// Pages that must be there before the task goes on, whatever the mode: the
     /// stacks at and above their pointers, what the kernel or /proc reads by
     /// address (arguments, environment, rseq areas, robust lists, words to
