@@ -11,7 +11,9 @@ use crate::sys::steer::{Arg, Batch};
 
 const SECCOMP_SET_MODE_STRICT: u64 = 0;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
-/// TSYNC is an action, LOG and SPEC_ALLOW are properties of the filter.
+/// TSYNC is an action (CRIU marks filters that all threads have with it; here
+/// each thread installs its own), LOG and SPEC_ALLOW are properties of the filter.
+const TSYNC: u32 = 1 << 0;
 const CARRIED_FLAGS: u32 = (1 << 1) | (1 << 2);
 const MAX_INSTRUCTIONS: usize = 4096;
 
@@ -60,7 +62,7 @@ pub fn wanted(
                         "filter {index} of {len} bytes is no program"
                     )));
                 }
-                if f.flags.unwrap_or(0) & !CARRIED_FLAGS != 0 {
+                if f.flags.unwrap_or(0) & !(CARRIED_FLAGS | TSYNC) != 0 {
                     return Err(wrong(format!(
                         "filter {index} has flags {:#x}, which are not carried",
                         f.flags.unwrap_or(0)
@@ -107,7 +109,7 @@ fn install_filter(batch: &mut Batch, f: &SeccompFilter) {
         libc::SYS_seccomp,
         &[
             SECCOMP_SET_MODE_FILTER.into(),
-            f.flags.unwrap_or(0).into(),
+            (f.flags.unwrap_or(0) & CARRIED_FLAGS).into(),
             prog.into(),
         ],
     );
