@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
             .is_private(ns::Kind::Net)
             .then(|| ns::open(root, ns::Kind::Net))
             .transpose()?;
-        let files = Files::open(
+        let mut files = Files::open(
             &self.files,
             root_dir.as_fd(),
             net.as_ref().map(AsFd::as_fd),
@@ -148,7 +148,7 @@ impl<'a> Plan<'a> {
             .collect();
         for &pid in &living {
             self.place(build.host(pid)?, pid)?;
-            build.furnish(pid, &files, firsts.contains(&pid))?;
+            build.furnish(pid, &mut files, firsts.contains(&pid))?;
         }
         files.seal()?;
         if let Some(made) = &made.0 {

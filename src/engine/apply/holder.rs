@@ -12,12 +12,15 @@ use crate::image::pages::Pagemap;
 use crate::image::{Kind, Set};
 use crate::memory::{Object, PageReader};
 use crate::objects::files::{self, Call, Descriptor};
+use crate::sys::fdops;
 
 /// The open files.
 #[derive(Debug)]
 pub(in crate::engine) struct Files<'a> {
     plan: &'a files::Plan,
     holder: files::Holder,
+    /// Files that are only read by descriptor, but written to by mapping.
+    writable: BTreeMap<u32, File>,
 }
 
 impl<'a> Files<'a> {
@@ -57,12 +60,36 @@ impl<'a> Files<'a> {
             // whole pages were written
             file.set_len(memfd.size).context(what)?;
         }
-        Ok(Self { plan, holder })
+        Ok(Self {
+            plan,
+            holder,
+            writable: BTreeMap::new(),
+        })
     }
 
     /// Our descriptor for the file with this id.
     pub(super) fn fd(&self, id: u32) -> Result<RawFd> {
         Ok(self.holder.open(id)?.as_raw_fd())
+    }
+
+    /// The same file, open for reading and writing.
+    pub(super) fn writable_fd(&mut self, id: u32) -> Result<RawFd> {
+        let fd = self.holder.open(id)?;
+        if fdops::status_flags(fd)? & libc::O_ACCMODE == libc::O_RDWR {
+            return Ok(fd.as_raw_fd());
+        }
+        if let Some(file) = self.writable.get(&id) {
+            return Ok(file.as_raw_fd());
+        }
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .context(|| format!("open mapped file {id} for writing"))?;
+        let raw = file.as_raw_fd();
+        self.writable.insert(id, file);
+        Ok(raw)
     }
 
     /// Whether the file with this id is the root directory itself.

@@ -57,7 +57,7 @@ impl Build<'_> {
     ///
     /// # Errors
     /// Which area or call, and why.
-    pub(super) fn space(&mut self, pid: NsPid, files: &Files<'_>) -> Result<()> {
+    pub(super) fn space(&mut self, pid: NsPid, files: &mut Files<'_>) -> Result<()> {
         let plan = self.plan;
         let body = plan
             .task(pid)?
@@ -120,13 +120,16 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn map(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
+    fn map(&mut self, pid: NsPid, body: &Body, files: &mut Files<'_>) -> Result<()> {
         let service = self.service;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();
             for a in areas {
                 let ours = match a.kind {
                     Kind::PrivateAnon => None,
+                    Kind::PrivateFile(id) | Kind::SharedFile(id) if a.writes_file => {
+                        Some(files.writable_fd(id)?)
+                    }
                     Kind::PrivateFile(id) | Kind::SharedFile(id) => Some(files.fd(id)?),
                     Kind::SharedAnon(number) => self.shared.get(&number).map(|f| f.as_raw_fd()),
                 };
@@ -250,7 +253,7 @@ impl Build<'_> {
 
     /// What comes after the fill: protection, advice, locks, guard pages, the
     /// kernel's idea of where things are.
-    fn complete(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
+    fn complete(&mut self, pid: NsPid, body: &Body, files: &mut Files<'_>) -> Result<()> {
         let service = self.service;
         let exe = files.fd(body.space.entry.exe_file_id)?;
         let live = self.live(pid)?;

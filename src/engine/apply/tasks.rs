@@ -30,7 +30,7 @@ impl Build<'_> {
     pub(in crate::engine) fn furnish(
         &mut self,
         pid: NsPid,
-        files: &Files<'_>,
+        files: &mut Files<'_>,
         with_files: bool,
     ) -> Result<()> {
         let plan = self.plan;

@@ -40,6 +40,8 @@ pub struct Area {
     pub offset: u64,
     /// `MAP_LOCKED` was seen.
     pub locked: bool,
+    /// The file must be open for writing, whatever its own record says.
+    pub writes_file: bool,
     /// Bit n: madvise(2) advice n is in force.
     pub advice: u64,
 }
@@ -82,6 +84,8 @@ const MAP_LOCKED: u32 = libc::MAP_LOCKED.unsigned_abs();
 const PASSED_FLAGS: u32 =
     (libc::MAP_GROWSDOWN | libc::MAP_NORESERVE | libc::MAP_STACK).unsigned_abs();
 const MADV_GUARD_INSTALL: i32 = 102;
+const ACCESS: u32 = libc::O_ACCMODE.unsigned_abs();
+const READ_WRITE: u32 = libc::O_RDWR.unsigned_abs();
 /// Advice that sets a property of an area and can be given again.
 const ADVICE: u64 = (1 << libc::MADV_RANDOM)
     | (1 << libc::MADV_SEQUENTIAL)
@@ -290,6 +294,8 @@ fn area(pid: NsPid, v: &VmaEntry, range: PageRange) -> Result<Area> {
         flags: v.flags & PASSED_FLAGS,
         offset: v.pgoff,
         locked: v.flags & MAP_LOCKED != 0,
+        writes_file: map_type == MAP_SHARED
+            && (v.prot & PROT_WRITE != 0 || v.fdflags.is_some_and(|f| f & ACCESS == READ_WRITE)),
         advice,
     })
 }
