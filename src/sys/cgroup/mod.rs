@@ -349,6 +349,12 @@ fn private_mount(name: &str) -> Result<OwnedFd> {
         .context(|| format!("open cgroup hierarchy \"{name}\""))
 }
 
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> Self {
+        dir.fd
+    }
+}
+
 fn join(a: &str, b: &str) -> String {
     match (a.trim_end_matches('/'), b.trim_matches('/')) {
         ("", "") => "/".to_owned(),

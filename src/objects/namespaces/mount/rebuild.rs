@@ -306,42 +306,30 @@ impl Plan {
         }
     }
 
-    /// Where `source` is. Where the container had its own cgroup mounted, and
-    /// the caller names a directory above the one it is in now (runc names the
-    /// one above), it is narrowed to that one: the container must not see more
-    /// than before.
+    /// Where `source` is. Where the container had its own cgroup mounted, it is
+    /// the one that it is in now: runc names the one that runc is in itself, or
+    /// the root, and the container would see more than before.
     fn source_place(&self, m: &Mount, source: &Path) -> Result<OwnedFd> {
         let top = open_path(source)?;
         let fstype = i32::try_from(m.entry.fstype).unwrap_or(-1);
         let is_cgroup =
             fstype == Fs::Cgroup.record() as i32 || fstype == Fs::Cgroup2.record() as i32;
-        let was = self
+        let hierarchy = self
             .cgroups
             .iter()
             .find(|(name, _)| names_hierarchy(name, &m.entry));
-        let Some((name, _)) = was.filter(|(_, was)| is_cgroup && m.entry.root == **was) else {
+        let Some((name, _)) = hierarchy.filter(|(_, was)| is_cgroup && m.entry.root == **was)
+        else {
             return Ok(top);
         };
         let id = mounts::mount_id(top.as_fd())?;
-        let host = mounts::own_mountinfo()?;
+        let is_one = |l: &mounts::MountInfo| l.id == id && l.fstype.starts_with("cgroup");
         let now = cgroup::own_membership()?
             .into_iter()
             .find(|n| n.name == *name);
-        let (Some(line), Some(now)) = (host.iter().find(|l| l.id == id), now) else {
-            return Ok(top);
-        };
-        let canonical =
-            std::fs::canonicalize(source).context(|| format!("resolve {}", source.display()))?;
-        let below = canonical
-            .to_str()
-            .and_then(|s| relative(s, &line.mountpoint));
-        let shown = match (line.root.trim_end_matches('/'), below.unwrap_or("")) {
-            (root, "") => root.to_owned(),
-            (root, rest) => format!("{root}/{rest}"),
-        };
-        match relative(&now.path, &shown) {
-            Some(rel) if !rel.is_empty() => {
-                mounts::open_at(top.as_fd(), Path::new(rel), PATH, INSIDE)
+        match now {
+            Some(now) if now.path != "/" && mounts::own_mountinfo()?.iter().any(is_one) => {
+                Ok(cgroup::Dir::open(&now)?.into())
             }
             _ => Ok(top),
         }
