@@ -12,7 +12,7 @@ mod root;
 mod tasks;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::RawFd;
 
@@ -99,9 +99,7 @@ impl Drop for Made {
             // gone already is fine
             let _ = kill(Pid::from_raw(pid.0), Signal::SIGKILL);
         }
-        for pid in &self.0 {
-            reap(*pid);
-        }
+        reap_all(&self.0);
     }
 }
 
@@ -111,6 +109,24 @@ fn reap(pid: HostPid) {
         match waitpid(Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return,
             Ok(_) => {}
+        }
+    }
+}
+
+/// Waits until tracees of ours are gone, as far as we are told. The first task of
+/// a pid namespace ends only when all in it have, also children that it was
+/// making when it was killed, whose tracer we are: so whatever this thread may
+/// reap is reaped.
+fn reap_all(made: &[HostPid]) {
+    let mut left: BTreeSet<i32> = made.iter().map(|pid| pid.0).collect();
+    let any = Pid::from_raw(-1);
+    while !left.is_empty() {
+        match waitpid(any, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => {
+                left.remove(&pid.as_raw());
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return,
         }
     }
 }
