@@ -28,13 +28,16 @@ fn ask(pid: i32, file: &Path) {
 }
 
 fn bare(kind: &str, more: &[&str], dumper: &Path, restorer: &Path) {
+    // Orphans become ours, to be waited for.
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
     let scratch = Scratch::new(&format!("files-{kind}"));
     let file = scratch.dir("data").join("verdict");
     let images = scratch.dir("images");
     let mut program = Program::start(Command::new(probe()).arg(kind).arg(&file));
     verdict(&file, "ready");
     let pid = program.pid();
-    let held: Vec<Proc> = descendants(pid).into_iter().filter_map(Proc::of).collect();
+    let children = descendants(pid).into_iter().filter(|child| *child != pid);
+    let children: Vec<i32> = children.collect();
     let dump = run(
         Command::new(dumper)
             .args([
@@ -53,8 +56,9 @@ fn bare(kind: &str, more: &[&str], dumper: &Path, restorer: &Path) {
     let log = |name| std::fs::read_to_string(images.join(name)).unwrap_or_default();
     assert!(dump.ok(), "{dump:?}\n{}", log("dump.log"));
     program.wait(PATIENCE);
-    for process in &held {
-        process.wait_gone(PATIENCE);
+    // Their numbers are free only when nobody has still to wait for them.
+    for child in children {
+        nix::sys::wait::waitpid(Pid::from_raw(child), None).unwrap();
     }
     let restore = run(
         Command::new(restorer)

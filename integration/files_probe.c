@@ -391,7 +391,8 @@ static void internet_check(void) {
 	must(fcntl(fd[1], F_GETFL) & O_NONBLOCK);
 	struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(ports[0]), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	if (connect(fd[3], (void *)&a, sizeof a)) {
-		must(errno == ENETUNREACH); /* a network of its own, without lo */
+		int why = errno;
+		must(why == ENETUNREACH); /* a network of its own, without lo */
 		return;
 	}
 	must((fd[4] = accept(fd[0], NULL, NULL)) >= 0 && send(fd[3], "tcp", 3, 0) == 3 && holds(fd[4], "tcp"));

@@ -395,9 +395,12 @@ impl Tree {
                 fds.push((p.pid, a.pidfd, tids));
             }
         }
-        for (pid, fd, tids) in fds {
+        // Children before parents: the first process of a pid namespace does not
+        // end before all others in it were waited for, and a leader not before
+        // its threads.
+        for (pid, fd, tids) in fds.into_iter().rev() {
             // a dead tracee must be waited for by its tracer before anyone else sees it gone
-            for tid in tids {
+            for tid in tids.into_iter().rev() {
                 ptrace::reap(tid);
             }
             if !pidfd::wait_exit(fd.as_fd(), Some(STOP_DEADLINE))? {
