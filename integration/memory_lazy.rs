@@ -129,7 +129,7 @@ fn memory_follows_a_restored_program_that_forks_and_moves_it() {
 }
 
 #[test]
-fn memory_follows_out_of_an_image_that_criu_made() {
+fn crossed_memory_follows_out_of_an_image_that_criu_made() {
     needs!(root, gcc, crossed);
     follows("memory-lazy-crossed", |pid, images, work| {
         must(
@@ -150,10 +150,49 @@ fn memory_follows_out_of_an_image_that_criu_made() {
     });
 }
 
-fn follows(name: &str, dump: impl Fn(i32, &Path, &Path)) {
-    let scratch = Scratch::new(name);
-    let (images, work) = (scratch.join("images"), scratch.join("work"));
-    let out = scratch.join("out");
+#[test]
+fn the_lazy_pages_command_serves_a_restore_and_ends() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-command");
+    let killed = dumped(&scratch, |pid, images, _| dump(pid, images).unwrap());
+    let criu = criu_dir(&scratch).join("criu");
+    let work = scratch.join("work");
+    let command = |name: &str| {
+        let mut c = Command::new(&criu);
+        c.args([name, "-v4", "-D"]).arg(scratch.join("images"));
+        c.arg("-W").arg(&work);
+        c
+    };
+    let pidfile = work.join("pid");
+    must(
+        command("lazy-pages")
+            .args(["-d", "-o", "lazy.log", "--pidfile"])
+            .arg(&pidfile),
+    );
+    wait_file(&pidfile, PATIENCE, |text| !text.is_empty());
+    let server = Proc::of(fs::read_to_string(&pidfile).unwrap().parse().unwrap()).unwrap();
+    must(command("restore").args(["--lazy-pages", "-d", "-o", "restore.log"]));
+    kill(Pid::from_raw(killed.0), Signal::SIGUSR1).unwrap();
+    wait_file(&scratch.join("out"), PATIENCE, |text| {
+        text.contains("turn 1 right")
+    });
+    server.wait_gone(PATIENCE);
+    let said = fs::read_to_string(work.join("lazy.log")).unwrap();
+    assert!(said.contains("pages came"), "{said}");
+    assert!(!work.join("lazy-pages.socket").exists());
+    assert_eq!(
+        fs::read_to_string(work.join("lazy-pages.status")).unwrap(),
+        ""
+    );
+}
+
+/// Starts the program, and dumps it into `images`; its output is in `out`.
+fn dumped(scratch: &Scratch, dump: impl Fn(i32, &Path, &Path)) -> Killed {
+    let (images, work, out) = (
+        scratch.join("images"),
+        scratch.join("work"),
+        scratch.join("out"),
+    );
     for dir in [&images, &work] {
         fs::create_dir_all(dir).unwrap();
     }
@@ -172,7 +211,14 @@ fn follows(name: &str, dump: impl Fn(i32, &Path, &Path)) {
     dump(pid, &images, &work);
     // Whoever traced it may have reaped it already: both are us.
     let _ = child.wait();
+    killed
+}
 
+fn follows(name: &str, dump: impl Fn(i32, &Path, &Path)) {
+    let scratch = Scratch::new(name);
+    let killed = dumped(&scratch, dump);
+    let (pid, images) = (killed.0, scratch.join("images"));
+    let (work, out) = (scratch.join("work"), scratch.join("out"));
     let server = Server::bind(&work).unwrap();
     let served = std::thread::scope(|s| {
         let serving = s.spawn(|| serve(&images, &server));

@@ -13,6 +13,7 @@ mod dump;
 mod getopt;
 mod help;
 mod job;
+mod lazy_pages;
 mod meaning;
 mod notices;
 mod options;
@@ -97,7 +98,7 @@ fn run(command: &str, operands: &[String], typed: Typed) -> Result<(), Failure> 
     }
     match command {
         "check" => return Ok(check::criu(&typed.features, typed.check_extra)?),
-        "dump" | "restore" => {}
+        "dump" | "restore" | "lazy-pages" => {}
         "pre-dump" => return Err(refused_pre_dump().into()),
         "page-server" => return Err(refused_page_server().into()),
         "cpuinfo" => return Err(refused_cpuinfo().into()),
@@ -114,10 +115,10 @@ fn run(command: &str, operands: &[String], typed: Typed) -> Result<(), Failure> 
     check::privileges()?;
     let logs_to_file = typed.log_file.is_some();
     let mut job = Job::from_command_line(typed)?;
-    let done = if command == "dump" {
-        dump::run(&mut job)
-    } else {
-        restore::from_command_line(&mut job, operands)
+    let done = match command {
+        "dump" => dump::run(&mut job),
+        "lazy-pages" => lazy_pages::run(&mut job),
+        _ => restore::from_command_line(&mut job, operands),
     };
     done.map_err(|e| {
         tracing::error!("{e}");
