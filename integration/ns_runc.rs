@@ -216,3 +216,118 @@ fn what_criu_dumps_we_restore() {
     let theirs = Runc::with_criu(&scratch, Path::new(&criu().expect("CRIU")));
     comes_back(&theirs, &Runc::new(&scratch), &scratch, false);
 }
+
+/// A container changed by `edit`, through checkpoint and restore; what differs.
+fn moved(
+    prefix: &str,
+    edit: impl FnOnce(&mut Bundle),
+    before_dump: impl FnOnce(&Container),
+) -> (Container, Scratch) {
+    let scratch = Scratch::new(prefix);
+    let runc = Runc::new(&scratch);
+    let mut bundle = Bundle::new(
+        &scratch,
+        "bundle",
+        &[],
+        &["/bin/sh", "-c", "echo ready; sleep 10000"],
+    );
+    edit(&mut bundle);
+    let id = scratch.name().to_owned();
+    let mut container = Container::run(&runc, bundle, &id);
+    container.lines.expect("ready", PATIENCE);
+    let pid = container.pid();
+    let before = (seen(pid), settings(pid));
+    before_dump(&container);
+    let images = scratch.join("images");
+    container.dumped(&images, &[]);
+    container.restored(&images, &[]);
+    let pid = container.pid();
+    assert_eq!(before.0, seen(pid));
+    assert_eq!(before.1, settings(pid));
+    (container, scratch)
+}
+
+#[test]
+fn a_cgroup_namespace_comes_back_with_its_root() {
+    needs!(root, runc);
+    let add = |b: &mut Bundle| {
+        b.edit(|c| {
+            let list = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            list.push(serde_json::json!({"type": "cgroup"}));
+        });
+    };
+    let (container, _scratch) = moved("nscg", add, |_| {});
+    let inside = container.exec(&["/bin/cat", "/proc/1/cgroup"]).stdout;
+    let outside = inside.lines().filter(|l| !l.ends_with(":/"));
+    assert_eq!(outside.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn a_network_namespace_that_the_caller_provides_is_entered_again() {
+    needs!(root, runc);
+    let name = format!("dunlin-ns-{}", std::process::id());
+    let ip = |args: &[&str]| run(std::process::Command::new("ip").args(args), PATIENCE);
+    assert!(ip(&["netns", "add", &name]).ok());
+    let path = format!("/run/netns/{name}");
+    let result = std::panic::catch_unwind(|| {
+        let give = |b: &mut Bundle| {
+            b.edit(|c| {
+                let list = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+                list.retain(|n| n["type"] != "network");
+                list.push(serde_json::json!({"type": "network", "path": path}));
+            });
+        };
+        let (container, _scratch) = moved("nsnet", give, |_| {});
+        let link = fs::metadata(format!("/proc/{}/ns/net", container.pid())).expect("net ns");
+        let given = fs::metadata(&path).expect("the given one");
+        assert_eq!(
+            std::os::unix::fs::MetadataExt::ino(&link),
+            std::os::unix::fs::MetadataExt::ino(&given)
+        );
+    });
+    ip(&["netns", "delete", &name]);
+    result.unwrap_or_else(|e| std::panic::resume_unwind(e));
+}
+
+#[test]
+fn a_container_that_is_paused_already_is_captured() {
+    needs!(root, runc);
+    let pause = |c: &Container| {
+        let mut pause = c.runc.command();
+        assert!(run(pause.args(["pause", &c.id]), PATIENCE).ok());
+    };
+    let (container, _scratch) = moved("nspause", |_| {}, pause);
+    assert_eq!(container.status(), "running");
+}
+
+#[test]
+fn an_exec_session_in_the_container_is_refused_by_name() {
+    needs!(root, runc);
+    let scratch = Scratch::new("nsexec");
+    let runc = Runc::new(&scratch);
+    let bundle = Bundle::new(
+        &scratch,
+        "bundle",
+        &[],
+        &["/bin/sh", "-c", "echo ready; sleep 10000"],
+    );
+    let id = scratch.name().to_owned();
+    let mut container = Container::run(&runc, bundle, &id);
+    container.lines.expect("ready", PATIENCE);
+    let mut exec = runc.command();
+    exec.args(["exec", "--detach", &id, "/bin/sleep", "10001"]);
+    exec.stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    assert!(exec.status().expect("runc exec").success());
+    let images = scratch.join("images");
+    let outcome = container.checkpoint(&images, &[]);
+    assert!(!outcome.ok());
+    let logs = container.logs_of(&images);
+    assert!(
+        logs.contains("(sleep)") && logs.contains("not in its tree"),
+        "{logs}"
+    );
+    assert_eq!(container.status(), "running");
+    assert!(container.init().is_alive());
+}
