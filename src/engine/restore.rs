@@ -15,6 +15,7 @@ use super::options::{CgroupMode, Observer, Restore, Stage};
 use super::plan;
 use crate::base::{Error, HostPid, NsPid, Result, ResultExt};
 use crate::image::pages::PagesReader;
+use crate::image::records::InventoryEntry;
 use crate::image::{Kind, Set};
 use crate::memory::{LazySpace, Object, PageReader, SpaceId};
 use crate::objects::{cgroup, files, namespaces};
@@ -30,6 +31,8 @@ pub struct Plan<'a> {
     files: files::Plan,
     namespaces: namespaces::Plan,
     cgroups: Option<cgroup::Plan>,
+    /// The set of cgroups that the dumper was in; who shared it, shares ours.
+    own_cgroups: Option<u32>,
 }
 
 impl<'a> Plan<'a> {
@@ -72,8 +75,10 @@ impl<'a> Plan<'a> {
             },
         )?;
         let cgroups = cgroup::Plan::read(set, mode(common.cgroups), &common.cg_root)?;
+        let inventory: InventoryEntry = set.require(Kind::Inventory, 0)?;
         Ok(Self {
             set,
+            own_cgroups: inventory.root_cg_set,
             inner,
             files,
             namespaces,
@@ -200,7 +205,7 @@ impl<'a> Plan<'a> {
             .and_then(|t| t.own.cg_set)
             .or(task.core.cg_set);
         match (&self.cgroups, set) {
-            (Some(c), Some(set)) => c.place(host, set),
+            (Some(c), Some(set)) if Some(set) != self.own_cgroups => c.place(host, set),
             _ => Ok(()),
         }
     }
