@@ -26,12 +26,10 @@ impl Client {
             SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        // Not close-on-exec: the child finds its end by number.
-        let theirs = nix::unistd::dup(&theirs).unwrap();
         let child = Command::new(dunlin())
-            .args(["swrk", &theirs.as_raw_fd().to_string()])
+            .args(["swrk", "0"])
             .env("HOME", "/nonexistent")
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
         Self { socket, child }
@@ -271,4 +269,98 @@ fn the_configuration_file_of_a_request_wins_over_it() {
     let log = fs::read_to_string(scratch.join("other.log")).unwrap();
     assert!(log.contains("--tcp-close"), "{log}");
     assert!(!scratch.join("dump.log").exists());
+}
+
+/// Sends `request`, answers notices (with failure at stage `refuse`), and
+/// returns the stages with their pids, and the final answer.
+fn converse(
+    client: &Client,
+    request: &CriuReq,
+    refuse: Option<&str>,
+) -> (Vec<(String, Option<i32>)>, CriuResp) {
+    client.send(&request.encode_to_vec());
+    let mut stages = Vec::new();
+    loop {
+        let answer = client.receive();
+        if answer.r#type != i32::from(CriuReqType::Notify) {
+            return (stages, answer);
+        }
+        let notice = answer.notify.unwrap();
+        let script = notice.script.unwrap();
+        let agree = refuse != Some(script.as_str());
+        stages.push((script, notice.pid));
+        let reply = CriuReq {
+            notify_success: Some(agree),
+            ..request(CriuReqType::Notify)
+        };
+        client.send(&reply.encode_to_vec());
+    }
+}
+
+fn names(stages: &[(String, Option<i32>)]) -> Vec<&str> {
+    stages.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+/// A program of its own session that computes, and the options of its dump.
+fn spinning(scratch: &Scratch) -> (Program, CriuOpts, File) {
+    let mut program = Program::start(Command::new(sample("spin")).arg("4"));
+    program.lines.expect("ready", PATIENCE);
+    let images = File::open(scratch.dir("images")).unwrap();
+    let opts = CriuOpts {
+        images_dir_fd: images.as_raw_fd(),
+        pid: Some(program.pid()),
+        log_file: Some("dump.log".into()),
+        log_level: Some(4),
+        notify_scripts: Some(true),
+        ..CriuOpts::default()
+    };
+    (program, opts, images)
+}
+
+fn still_counts(program: &mut Program) {
+    program.signal(nix::sys::signal::Signal::SIGUSR1);
+    program.lines.expect("count ", PATIENCE);
+}
+
+#[test]
+fn a_refused_stage_of_a_dump_leaves_the_program_as_it_was() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("face-rpc-stages");
+    let (mut program, opts, _images) = spinning(&scratch);
+    for stage in ["pre-dump", "network-lock", "query-ext-files", "post-dump"] {
+        let client = Client::start();
+        let request = with_opts(CriuReqType::Dump, opts.clone());
+        let (stages, answer) = converse(&client, &request, Some(stage));
+        assert!(!answer.success, "{stage}");
+        assert!(answer.cr_errmsg.unwrap().contains(stage));
+        assert!(names(&stages).contains(&stage), "{stages:?}");
+        if stage != "pre-dump" {
+            assert_eq!(names(&stages).last(), Some(&"network-unlock"), "{stages:?}");
+        }
+        still_counts(&mut program);
+    }
+}
+
+#[test]
+fn stages_of_a_dump_come_in_order() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("face-rpc-order");
+    let (mut program, opts, _images) = spinning(&scratch);
+    let before = ["pre-dump", "network-lock", "query-ext-files", "post-dump"];
+    let leave = CriuOpts {
+        leave_running: Some(true),
+        ..opts.clone()
+    };
+    let client = Client::start();
+    let (stages, answer) = converse(&client, &with_opts(CriuReqType::Dump, leave), None);
+    assert!(answer.success, "{:?}", answer.cr_errmsg);
+    assert_eq!(names(&stages)[..4], before);
+    assert_eq!(names(&stages)[4..], ["network-unlock"]);
+    still_counts(&mut program);
+    let client = Client::start();
+    let (stages, answer) = converse(&client, &with_opts(CriuReqType::Dump, opts), None);
+    assert!(answer.success, "{:?}", answer.cr_errmsg);
+    assert_eq!(answer.dump.unwrap().restored, Some(false));
+    assert_eq!(names(&stages), before);
+    program.wait(PATIENCE);
 }

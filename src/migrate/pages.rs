@@ -68,10 +68,12 @@ pub struct Served {
 }
 
 /// Serves `objects`, read from `pages`, to the one client that has the token;
-/// returns when it has all. A lost client may come back within `patience`.
+/// returns when it has all, or `None` if no client came within `patience`. A
+/// lost client may come back within `patience`.
 ///
 /// # Errors
-/// The client did not come (back) in time, or says that it failed.
+/// The client did not come back in time, or says that it failed: it may have
+/// let its tree go on.
 pub fn serve(
     rt: &Handle,
     listener: TcpListener,
@@ -79,7 +81,7 @@ pub fn serve(
     pages: Arc<dyn PageReader>,
     objects: &[(Object, Vec<PageRange>)],
     patience: Duration,
-) -> Result<Served> {
+) -> Result<Option<Served>> {
     let gate = Gate::default();
     gate.allow_again();
     let what = || "serve pages".to_owned();
@@ -97,21 +99,21 @@ pub fn serve(
             .context(what)
     })?;
     let pump = Arc::new(Pump::new(pages, objects));
-    let mut why = Error::peer("serve pages", "no client came");
+    let mut why: Option<Error> = None;
     loop {
         let Some((control, fault, bulk)) = gather(rt, &mut lanes, patience) else {
-            return Err(why.within("serve pages"));
+            return why.map_or(Ok(None), |why| Err(why.within("serve pages")));
         };
         match one_epoch(rt, control, fault, bulk, &pump) {
             Ok(()) => {
-                return Ok(Served {
+                return Ok(Some(Served {
                     bytes: pump.bytes(),
                     faults: pump.faults(),
-                });
+                }));
             }
             Err(e) => {
                 warn!("page client: {e}");
-                why = e;
+                why = Some(e);
             }
         }
     }

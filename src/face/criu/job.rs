@@ -1,6 +1,7 @@
 //! One job of the criu face: its directories, its log, and who is told.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use super::typed::Typed;
 use crate::base::{Error, Result, ResultExt};
 use crate::face::log::{self, DEFAULT_VERBOSITY, Sink};
 use crate::image::records::rpc::CriuOpts;
+use crate::sys::inherited;
 
 /// Name of the log in the work directory where an RPC client gives none.
 const DEFAULT_LOG: &str = "criu.log";
@@ -32,6 +34,7 @@ pub(crate) struct Job<'a> {
     /// The client, if this is RPC.
     pub(crate) rpc: Option<&'a Connection>,
     notify: bool,
+    status: Option<File>,
 }
 
 impl<'a> Job<'a> {
@@ -56,12 +59,14 @@ impl<'a> Job<'a> {
         };
         log::start(sink, typed.verbosity.unwrap_or(DEFAULT_VERBOSITY));
         say_what_has_no_effect(&typed);
+        let status = typed.status_fd.map(inherited::take).transpose()?;
         Ok(Self {
             typed,
             images,
             work,
             rpc: None,
             notify: false,
+            status: status.map(File::from),
         })
     }
 
@@ -102,13 +107,33 @@ impl<'a> Job<'a> {
         typed.read(&file)?;
         typed.detach = true;
         say_what_has_no_effect(&typed);
+        let status = request.status_fd.map(|fd| {
+            let path = rpc.peer_fd(fd);
+            let opened = OpenOptions::new().write(true).open(&path);
+            opened.context(|| format!("status descriptor {}", path.display()))
+        });
         Ok(Self {
             typed,
             images,
             work,
             rpc: Some(rpc),
             notify: request.notify_scripts == Some(true),
+            status: status.transpose()?,
         })
+    }
+
+    /// Tells whoever waits on `--status-fd` that requests are served from now
+    /// on: a zero byte, and the end of the file.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub(crate) fn status_ready(&mut self) -> Result<()> {
+        match self.status.take() {
+            Some(mut file) => file
+                .write_all(&[0])
+                .context(|| "status descriptor".to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Who is told about its stages.

@@ -13,13 +13,12 @@ mod dump;
 mod getopt;
 mod help;
 mod job;
-mod lazy_pages;
+mod lazy;
 mod meaning;
 mod notices;
 mod options;
 mod request;
 mod restore;
-#[expect(dead_code, reason = "statistics come with the engine")]
 mod stats;
 mod swrk;
 mod typed;
@@ -70,10 +69,10 @@ pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
     for fd in std::mem::take(&mut typed.close) {
         inherited::close(fd)?;
     }
-    run(command, operands, typed)
+    run(command, operands, typed, args)
 }
 
-fn run(command: &str, operands: &[String], typed: Typed) -> Result<(), Failure> {
+fn run(command: &str, operands: &[String], typed: Typed, args: &[String]) -> Result<(), Failure> {
     if command == "swrk" {
         let [fd] = operands else {
             return Err(usage("criu swrk", "needs one descriptor"));
@@ -117,7 +116,7 @@ fn run(command: &str, operands: &[String], typed: Typed) -> Result<(), Failure> 
     let mut job = Job::from_command_line(typed)?;
     let done = match command {
         "dump" => dump::run(&mut job),
-        "lazy-pages" => lazy_pages::run(&mut job),
+        "lazy-pages" => lazy::run(&mut job, args),
         _ => restore::from_command_line(&mut job, operands),
     };
     done.map_err(|e| {

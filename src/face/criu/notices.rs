@@ -20,7 +20,7 @@ pub(crate) struct Notices<'a> {
     scripts: Vec<PathBuf>,
     images: Dir,
     /// `external` keys that the client answered to `query-ext-files`.
-    pub(crate) external: Vec<String>,
+    external: Vec<String>,
 }
 
 impl<'a> Notices<'a> {
@@ -36,7 +36,6 @@ impl<'a> Notices<'a> {
         }
     }
 
-    #[expect(dead_code, reason = "lazy dumps come with the page server")]
     /// Tells that a lazy dump is ready to serve its pages.
     ///
     /// # Errors
@@ -44,6 +43,18 @@ impl<'a> Notices<'a> {
     pub(crate) fn status_ready(&mut self, root: HostPid) -> Result<()> {
         self.tell("status-ready", None, None)?;
         self.run("status-ready", Some(root))
+    }
+
+    /// What follows the network lock of a dump. (A restore has no such stage.)
+    fn ask_for_external_files(&mut self) -> Result<()> {
+        self.tell(Stage::QueryExtFiles.name(), None, None)?;
+        match self.external.first() {
+            None => Ok(()),
+            Some(key) => Err(Error::caller(
+                format!("external file {key}"),
+                "must be named in the request itself, not at query-ext-files",
+            )),
+        }
     }
 
     fn tell(&mut self, name: &str, pid: Option<HostPid>, fd: Option<BorrowedFd<'_>>) -> Result<()> {
@@ -106,6 +117,9 @@ impl Observer for Notices<'_> {
             Stage::QueryExtFiles | Stage::OrphanPtsMaster => Ok(()),
             _ => self.run(name, root),
         });
+        if stage == Stage::NetworkLock && told.is_ok() && self.rpc.is_some() {
+            self.ask_for_external_files()?;
+        }
         match (stage, told) {
             // Too late to turn back: the network is open, the tasks are complete.
             (Stage::PreResume | Stage::PostResume | Stage::NetworkUnlock, Err(e)) => {

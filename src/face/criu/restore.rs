@@ -1,12 +1,24 @@
 //! `criu restore` and RPC `RESTORE`.
+//!
+//! The root task is cloned from this process, which therefore starts no thread
+//! before it.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::wait;
+use tracing::info;
 
 use super::job::Job;
-use super::meaning;
-use crate::base::{HostPid, Result};
+use super::stats::{self, micros};
+use super::{meaning, write_pidfile};
+use crate::base::{Error, HostPid, PAGE_SIZE, Result};
 use crate::engine::restore::{ImagePages, Plan};
-use crate::image::Set;
+use crate::image::records::{RestoreStatsEntry, StatsEntry};
+use crate::image::{Kind, Set, pages::Pagemap};
 use crate::memory::handoff::Client;
-use std::time::Duration;
 
 /// How long a message of the handoff may take.
 const HANDOFF: Duration = Duration::from_secs(30);
@@ -19,34 +31,81 @@ const GRANT: Duration = Duration::from_secs(600);
 /// Nothing is left of what was begun.
 pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     let options = meaning::restore(&job.typed)?;
-    let set = Set::load(job.images.path())?;
-    let pages = ImagePages::open(&set, job.images.path())?;
-    let mut notices = job.notices()?;
-    let plan = Plan::read(&set, options)?;
-    let lazy = meaning::restore(&job.typed)?.lazy;
-    let client = lazy
+    let client = options
+        .lazy
         .then(|| Client::connect(job.work.path(), HANDOFF))
         .transpose()?;
+    let mut notices = job.notices()?;
+    let began = Instant::now();
+    let set = Set::load(job.images.path())?;
+    set.verify()?;
+    let plan = Plan::read(&set, options)?;
+    let pages = ImagePages::open(&set, job.images.path())?;
     let mut rebuilt = plan.apply(&pages, &mut notices)?;
-    let Some(mut client) = client else {
-        return rebuilt.resume(&mut notices);
-    };
-    let spaces = rebuilt.take_lazy();
-    for space in &spaces {
-        client.space(space)?;
+    let built = began.elapsed();
+    let root = rebuilt.root();
+    write_pidfile(&job.typed, root)?;
+    let lazily = client.is_some();
+    match client {
+        None => {
+            rebuilt.resume(&mut notices)?;
+        }
+        Some(mut client) => {
+            let spaces = rebuilt.take_lazy();
+            for space in &spaces {
+                client.space(space)?;
+            }
+            client.ready(root, GRANT)?;
+            // From here on only the server holds their userfaultfds.
+            drop(spaces);
+            rebuilt.resume(&mut notices)?;
+            client.resumed()?;
+        }
     }
-    client.ready(rebuilt.root(), GRANT)?;
-    drop(spaces);
-    let root = rebuilt.resume(&mut notices)?;
-    client.resumed()?;
+    info!("restored task {root} in {:?}", began.elapsed());
+    let entry = StatsEntry {
+        dump: None,
+        restore: Some(RestoreStatsEntry {
+            pages_compared: 0,
+            pages_skipped_cow: 0,
+            forking_time: micros(built),
+            restore_time: micros(began.elapsed()),
+            pages_restored: Some(if lazily { 0 } else { pages_in(&set)? }),
+        }),
+    };
+    stats::write(job.work.path(), &entry, job.typed.display_stats)?;
     Ok(root)
 }
 
-/// [`run`] for the command line.
+/// Pages that the image holds.
+fn pages_in(set: &Set) -> Result<u64> {
+    let mut bytes = 0;
+    for kind in [Kind::Pagemap, Kind::PagemapShmem] {
+        for id in set.ids(kind) {
+            bytes += Pagemap::of(set, kind, id)?.map_or(0, |map| map.bytes_here());
+        }
+    }
+    Ok(bytes / PAGE_SIZE)
+}
+
+/// [`run`] for the command line: detaches, becomes `command`, or stays until
+/// the whole tree has ended.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn from_command_line(job: &mut Job<'_>, _command: &[String]) -> Result<()> {
-    let pid = run(job)?;
-    super::write_pidfile(&job.typed, pid)
+pub(crate) fn from_command_line(job: &mut Job<'_>, command: &[String]) -> Result<()> {
+    run(job)?;
+    if let (true, Some((program, args))) = (job.typed.exec_cmd, command.split_first()) {
+        let error = Command::new(program).args(args).exec();
+        return Err(Error::os(format!("exec {program}"), error));
+    }
+    if !job.typed.detach {
+        loop {
+            match wait() {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,159 @@
+//! Debian's runc, unmodified, with the built binary as its `criu`.
+
+#[path = "harness/mod.rs"]
+mod harness;
+use harness::*;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// A container that runs a sample program, ready.
+fn start(scratch: &Scratch, program: &str, args: &[&str]) -> Container {
+    let runc = Runc::new(scratch);
+    let probe = sample(program);
+    let path = format!("/bin/{program}");
+    let mut line = vec![path.as_str()];
+    line.extend_from_slice(args);
+    let bundle = Bundle::new(scratch, "bundle", &[&probe], &line);
+    let mut container = Container::run(&runc, bundle, scratch.name());
+    container.lines.expect("ready", PATIENCE);
+    container
+}
+
+/// Asks the program whether all is right with it; what it counted.
+fn asked(container: &mut Container, answer: &str) -> u64 {
+    container.signal("USR1");
+    let line = container.lines.expect(answer, PATIENCE);
+    line.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn checkpoint_and_restore_carry_a_container() {
+    needs!(root, runc, gcc);
+    for (program, args, answer) in [
+        ("spin", &["16"][..], "count "),
+        ("threads", &["4"], "turn "),
+        ("tree", &[], "turn "),
+    ] {
+        let scratch = Scratch::new("face-runc-eager");
+        let mut container = start(&scratch, program, args);
+        let mut last = asked(&mut container, answer);
+        for round in 0..2 {
+            let images = scratch.join(format!("images-{round}"));
+            container.dumped(&images, &[]);
+            assert!(images.join("inventory.img").exists());
+            assert!(images.join("descriptors.json").exists());
+            let work = scratch.join(format!("images-{round}.work"));
+            assert!(work.join("stats-dump").exists());
+            assert!(work.join("dump.log").exists());
+            container.restored(&images, &[]);
+            assert!(work.join("stats-restore").exists());
+            let now = asked(&mut container, answer);
+            assert!(now > last, "{program}: {now} after {last}");
+            last = now;
+        }
+        let exec = container.exec(&["/bin/true"]);
+        assert!(exec.ok(), "{exec:?}");
+    }
+}
+
+#[test]
+fn a_container_that_is_left_running_goes_on_as_it_was() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-leave");
+    let mut container = start(&scratch, "spin", &["16"]);
+    let before = asked(&mut container, "count ");
+    let pid = container.pid();
+    let images = scratch.join("images");
+    container.dumped(&images, &["--leave-running"]);
+    assert_eq!(container.pid(), pid);
+    let later = asked(&mut container, "count ");
+    assert!(later > before);
+    // The images are whole, too.
+    container.restored(&images, &[]);
+    assert!(asked(&mut container, "count ") > before);
+}
+
+#[test]
+fn a_checkpoint_that_is_refused_changes_nothing() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-refused");
+    let mut container = start(&scratch, "spin", &["1"]);
+    let before = asked(&mut container, "count ");
+    // A session beside the tree cannot be carried.
+    let exec = container.exec(&[
+        "/bin/sh",
+        "-c",
+        "sleep 1000 >/dev/null 2>&1 </dev/null & echo",
+    ]);
+    assert!(exec.ok(), "{exec:?}");
+    let images = scratch.join("images");
+    let outcome = container.checkpoint(&images, &[]);
+    if outcome.ok() {
+        skip!("the process of the exec session became part of the tree");
+    }
+    assert!(!images.join("inventory.img").exists());
+    let log = fs::read_to_string(scratch.join("images.work/dump.log")).unwrap();
+    assert!(log.contains("Error ("), "{log}");
+    assert_eq!(container.status(), "running");
+    assert!(asked(&mut container, "count ") > before);
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-fails");
+    let mut container = start(&scratch, "spin", &["1"]);
+    let images = scratch.join("images");
+    container.dumped(&images, &[]);
+    for name in ["core-1.img", "pagemap-1.img", "inventory.img"] {
+        let path = images.join(name);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert!(!container.restore(&images, &[]), "{name} was cut");
+        let log = fs::read_to_string(scratch.join("images.work/restore.log")).unwrap();
+        assert!(log.contains("Error (") && log.contains(name), "{log}");
+        assert_ne!(container.status(), "running");
+        fs::write(&path, whole).unwrap();
+    }
+    container.restored(&images, &[]);
+    asked(&mut container, "count ");
+}
+
+/// `criu lazy-pages`, killed when dropped.
+struct LazyPages(Child);
+
+impl LazyPages {
+    fn start(scratch: &Scratch, images: &PathBuf, more: &[&str]) -> Self {
+        let work = images.with_extension("work");
+        fs::create_dir_all(&work).unwrap();
+        let log = work.join("lazy-pages.log");
+        let child = Command::new(criu_dir(scratch).join("criu"))
+            .arg("lazy-pages")
+            .arg("-D")
+            .arg(images)
+            .arg("-W")
+            .arg(&work)
+            .args(["-v4", "-o", "lazy-pages.log"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_file(&log, PATIENCE, |text| text.contains("listening"));
+        Self(child)
+    }
+
+    fn succeeded(mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "lazy-pages: {status}");
+    }
+}
+
+impl Drop for LazyPages {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

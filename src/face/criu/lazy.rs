@@ -1,0 +1,256 @@
+//! Memory that follows lazily: `criu lazy-pages`, which fills a tree that is
+//! being restored, and the end of a lazy dump, which serves its pages.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tracing::{info, warn};
+
+use super::job::Job;
+use super::notices::Notices;
+use super::typed::Typed;
+use super::write_pidfile;
+use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
+use crate::engine::dump::{Captured, Frozen, Pages};
+use crate::engine::restore::ImagePages;
+use crate::image::Set;
+use crate::memory::guardian::Guardian;
+use crate::memory::handler::{Handler, OnLoss};
+use crate::memory::handoff::Server;
+use crate::memory::serve::serve_one;
+use crate::memory::{Filler, Object, Origin, PageReader, PageSink};
+use crate::migrate::pages::{self, Client, SESSION_FILE, Ticket};
+
+/// How long each message of a restorer may take.
+const MESSAGE: Duration = Duration::from_secs(30);
+/// How long a page server waits for its client, at first or after a loss.
+const CLIENT: Duration = Duration::from_secs(3600);
+/// How long a client looks for a page server that it has lost.
+const SERVER: Duration = Duration::from_secs(60);
+
+/// The page server of a lazy dump, ready to listen before anything is stopped.
+#[derive(Debug)]
+pub(crate) struct PageServer {
+    listener: TcpListener,
+    ticket: Ticket,
+}
+
+impl PageServer {
+    /// Listens where `typed` says; on the loopback address if it says nothing.
+    ///
+    /// # Errors
+    /// No port was named, or it cannot be had.
+    pub(crate) fn bind(typed: &Typed) -> Result<Self> {
+        let at = address(typed)?;
+        let listener = TcpListener::bind(at).context(|| format!("listen on {at}"))?;
+        let ticket = Ticket::fresh()?;
+        Ok(Self { listener, ticket })
+    }
+
+    /// Puts what a client must know beside the images, and keeps shared memory
+    /// out of what is served: it is filled before the resume.
+    ///
+    /// # Errors
+    /// The images have such a file already.
+    pub(crate) fn prepare(&self, captured: &mut Captured) -> Result<()> {
+        for (object, runs) in &mut captured.pages.runs {
+            if matches!(object, Object::Shared(_)) {
+                runs.iter_mut().for_each(|run| run.lazy = false);
+            }
+        }
+        captured.set.put_raw(SESSION_FILE, self.ticket.file())
+    }
+
+    /// Tells that it is ready, serves all pages of the stopped tree, and ends
+    /// the tree.
+    ///
+    /// # Errors
+    /// Nobody came for the pages, and the tree goes on; or the client was lost
+    /// after it had let its tree go on: then this one is ended all the same.
+    pub(crate) fn serve(
+        self,
+        job: &mut Job<'_>,
+        notices: &mut Notices<'_>,
+        frozen: Frozen,
+        pages: Pages,
+        root: HostPid,
+    ) -> Result<()> {
+        let objects: Vec<(Object, Vec<PageRange>)> = pages
+            .runs
+            .iter()
+            .map(|(object, runs)| {
+                let lazy = runs.iter().filter(|run| run.lazy).map(|run| run.range);
+                (*object, lazy.collect::<Vec<_>>())
+            })
+            .filter(|(_, ranges)| !ranges.is_empty())
+            .collect();
+        let runtime = runtime()?;
+        job.status_ready()?;
+        notices.status_ready(root)?;
+        let served = pages::serve(
+            runtime.handle(),
+            self.listener,
+            &self.ticket,
+            Arc::new(pages.held),
+            &objects,
+            CLIENT,
+        );
+        match served {
+            Ok(Some(served)) => {
+                info!(
+                    "served {} bytes, {} faults; the tree has moved",
+                    served.bytes, served.faults
+                );
+                frozen.kill()
+            }
+            Ok(None) => Err(Error::peer("serve pages", "no client came")),
+            Err(e) => {
+                warn!("the client may run without its pages; this tree does not go on");
+                frozen.kill()?;
+                Err(e)
+            }
+        }
+    }
+}
+
+fn address(typed: &Typed) -> Result<SocketAddr> {
+    let host = typed.address.as_deref().unwrap_or("127.0.0.1");
+    let port = typed
+        .port
+        .ok_or_else(|| Error::caller("lazy pages over the network", "need a port (--port)"))?;
+    let context = || format!("address {host}:{port}");
+    let mut found = (host, port).to_socket_addrs().context(context)?;
+    found
+        .next()
+        .ok_or_else(|| Error::errno(context(), libc::EADDRNOTAVAIL))
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context(|| "start the network's threads".to_owned())
+}
+
+/// `criu lazy-pages`: fills one tree that is restored with this work directory,
+/// and returns when all its pages are there. `args` is the command line, for
+/// `--daemon`.
+///
+/// # Errors
+/// The pages cannot be had. A tree that runs without them has been ended.
+pub(crate) fn run(job: &mut Job<'_>, args: &[String]) -> Result<()> {
+    if job.typed.detach {
+        return into_background(args);
+    }
+    let remote = if job.typed.page_server {
+        let path = job.images.path().join(SESSION_FILE);
+        let session = std::fs::read(&path).context(|| format!("session {}", path.display()))?;
+        Some((address(&job.typed)?, session))
+    } else {
+        None
+    };
+    let set = Set::load(job.images.path())?;
+    let images = ImagePages::open(&set, job.images.path())?;
+    // Made before there is a second thread or a userfaultfd.
+    let server = Server::bind(job.work.path())?;
+    let pid = HostPid(i32::try_from(std::process::id()).unwrap_or(0));
+    write_pidfile(&job.typed, pid)?;
+    match remote {
+        None => {
+            ready(job)?;
+            let reader: Arc<dyn PageReader> = Arc::new(images);
+            let outcome = serve_one(&server, reader, None, None, MESSAGE)?;
+            match outcome.and_then(|outcome| outcome.lost) {
+                None => Ok(()),
+                Some(lost) => Err(lost),
+            }
+        }
+        Some((to, session)) => from_page_server(job, &server, to, &session),
+    }
+}
+
+fn ready(job: &mut Job<'_>) -> Result<()> {
+    info!("listening in {}", job.work.path().display());
+    job.status_ready()
+}
+
+fn from_page_server(
+    job: &mut Job<'_>,
+    server: &Server,
+    to: SocketAddr,
+    session: &[u8],
+) -> Result<()> {
+    let mut guardian = Guardian::start(None)?;
+    let runtime = runtime()?;
+    let client = Client::connect(runtime.handle(), to, session, SERVER)?;
+    ready(job)?;
+    let restorer = server
+        .accept(None, MESSAGE)?
+        .ok_or_else(|| Error::bug("lazy-pages", "stopped waiting for a restorer"))?;
+    let (restored, restorer) = restorer.receive()?;
+    let filler = Filler::new(restored)?;
+    guardian.watch(&filler)?;
+    let handler = Handler::start(
+        Arc::clone(&filler),
+        client.source(),
+        Box::new(|_| OnLoss::Kill),
+    )?;
+    restorer.grant()?;
+    let sink: Arc<dyn PageSink> = Arc::clone(&filler) as Arc<dyn PageSink>;
+    let fetched = client.run(
+        &sink,
+        move || Ok(missing(&filler)),
+        move || match handler.wait()?.lost {
+            None => Ok(()),
+            Some(lost) => Err(lost),
+        },
+    );
+    if fetched.is_err() {
+        // What waits for pages is stopped by the guardian when we are gone.
+        std::mem::forget(guardian);
+    }
+    fetched
+}
+
+fn missing(filler: &Filler) -> Vec<(Object, PageRange)> {
+    let residency = filler.residency();
+    let mut all = Vec::new();
+    let mut from: Option<Origin> = None;
+    while let Some((object, range)) = residency.next_missing(from, u64::MAX >> 1) {
+        all.push((object, range));
+        from = Some(Origin {
+            object,
+            at: range.end(),
+        });
+    }
+    all
+}
+
+/// The same in a process of its own, which says on its standard output when it
+/// is ready.
+fn into_background(args: &[String]) -> Result<()> {
+    use std::io::Read;
+    let what = || "lazy-pages in the background".to_owned();
+    let mut child = Command::new("/proc/self/exe")
+        .arg("criu")
+        .args(args)
+        .args(["--no-daemon", "--status-fd=1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .context(what)?;
+    let mut byte = [0; 1];
+    let out = child.stdout.take();
+    let read = out.map_or(Ok(0), |mut out| out.read(&mut byte));
+    if read.context(what)? == 1 {
+        return Ok(());
+    }
+    let status = child.wait().context(what)?;
+    Err(Error::caller(what(), format!("ended with {status}")))
+}
