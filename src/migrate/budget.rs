@@ -105,7 +105,7 @@ impl Report {
     /// For people.
     pub fn text(&self) -> String {
         let ms = |us: u64| format!("{}.{:02} ms", us / 1000, us % 1000 / 10);
-        let mib = |b: u64| format!("{}.{:01} MiB", b >> 20, (b & 0xf_ffff) * 10 >> 20);
+        let mib = |b: u64| format!("{}.{:01} MiB", b >> 20, ((b & 0xf_ffff) * 10) >> 20);
         let p = &self.pause_us;
         let mut s = String::new();
         // Writing to a String cannot fail.

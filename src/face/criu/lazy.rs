@@ -2,11 +2,10 @@
 //! being restored, and the end of a lazy dump, which serves its pages.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::daemon;
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
@@ -19,14 +18,17 @@ use crate::engine::dump::{Captured, Frozen, Pages};
 use crate::engine::restore::ImagePages;
 use crate::image::Set;
 use crate::memory::guardian::Guardian;
-use crate::memory::handler::{Handler, OnLoss};
+use crate::memory::handler::{Handler, OnLoss, Outcome};
 use crate::memory::handoff::Server;
 use crate::memory::serve::serve_one;
 use crate::memory::{Filler, Object, Origin, PageReader, PageSink};
 use crate::migrate::pages::{self, Client, SESSION_FILE, Ticket};
 
-/// How long each message of a restorer may take.
-const MESSAGE: Duration = Duration::from_secs(30);
+/// How long each message of a restorer may take. Between the first and the last
+/// lies the whole restore.
+const MESSAGE: Duration = Duration::from_secs(600);
+/// Where it is said, in the work directory, that the tree had to be killed.
+const STATUS: &str = "lazy-pages.status";
 /// How long a page server waits for its client, at first or after a loss.
 const CLIENT: Duration = Duration::from_secs(3600);
 /// How long a client looks for a page server that it has lost.
@@ -138,15 +140,11 @@ fn runtime() -> Result<Runtime> {
 }
 
 /// `criu lazy-pages`: fills one tree that is restored with this work directory,
-/// and returns when all its pages are there. `args` is the command line, for
-/// `--daemon`.
+/// and returns when all its pages are there.
 ///
 /// # Errors
 /// The pages cannot be had. A tree that runs without them has been ended.
-pub(crate) fn run(job: &mut Job<'_>, args: &[String]) -> Result<()> {
-    if job.typed.detach {
-        return into_background(args);
-    }
+pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let remote = if job.typed.page_server {
         let path = job.images.path().join(SESSION_FILE);
         let session = std::fs::read(&path).context(|| format!("session {}", path.display()))?;
@@ -158,20 +156,35 @@ pub(crate) fn run(job: &mut Job<'_>, args: &[String]) -> Result<()> {
     let images = ImagePages::open(&set, job.images.path())?;
     // Made before there is a second thread or a userfaultfd.
     let server = Server::bind(job.work.path())?;
+    if job.typed.detach {
+        // Who listens goes on, its parent ends.
+        daemon(true, false).context(|| "go to the background".to_owned())?;
+    }
     let pid = HostPid(i32::try_from(std::process::id()).unwrap_or(0));
     write_pidfile(&job.typed, pid)?;
     match remote {
         None => {
             ready(job)?;
             let reader: Arc<dyn PageReader> = Arc::new(images);
-            let outcome = serve_one(&server, reader, None, None, MESSAGE)?;
-            match outcome.and_then(|outcome| outcome.lost) {
-                None => Ok(()),
-                Some(lost) => Err(lost),
-            }
+            let status = job.work.path().join(STATUS);
+            let outcome = serve_one(&server, reader, Some(&status), None, MESSAGE)?;
+            outcome.map_or(Ok(()), report)
         }
         Some((to, session)) => from_page_server(job, &server, to, &session),
     }
+}
+
+fn report(outcome: Outcome) -> Result<()> {
+    let (summary, count) = (outcome.summary, outcome.count);
+    info!(
+        "{} pages came, {} were not needed any more; {} faults, median {} us, 99 of 100 below {} us",
+        count.present,
+        count.gone,
+        summary.faults,
+        summary.p50_ns / 1000,
+        summary.p99_ns / 1000
+    );
+    outcome.lost.map_or(Ok(()), Err)
 }
 
 fn ready(job: &mut Job<'_>) -> Result<()> {
@@ -185,7 +198,7 @@ fn from_page_server(
     to: SocketAddr,
     session: &[u8],
 ) -> Result<()> {
-    let mut guardian = Guardian::start(None)?;
+    let mut guardian = Guardian::start(Some(&job.work.path().join(STATUS)))?;
     let runtime = runtime()?;
     let client = Client::connect(runtime.handle(), to, session, SERVER)?;
     ready(job)?;
@@ -205,10 +218,7 @@ fn from_page_server(
     let fetched = client.run(
         &sink,
         move || Ok(missing(&filler)),
-        move || match handler.wait()?.lost {
-            None => Ok(()),
-            Some(lost) => Err(lost),
-        },
+        move || report(handler.wait()?),
     );
     if fetched.is_err() {
         // What waits for pages is stopped by the guardian when we are gone.
@@ -229,28 +239,4 @@ fn missing(filler: &Filler) -> Vec<(Object, PageRange)> {
         });
     }
     all
-}
-
-/// The same in a process of its own, which says on its standard output when it
-/// is ready.
-fn into_background(args: &[String]) -> Result<()> {
-    use std::io::Read;
-    let what = || "lazy-pages in the background".to_owned();
-    let mut child = Command::new("/proc/self/exe")
-        .arg("criu")
-        .args(args)
-        .args(["--no-daemon", "--status-fd=1"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .context(what)?;
-    let mut byte = [0; 1];
-    let out = child.stdout.take();
-    let read = out.map_or(Ok(0), |mut out| out.read(&mut byte));
-    if read.context(what)? == 1 {
-        return Ok(());
-    }
-    let status = child.wait().context(what)?;
-    Err(Error::caller(what(), format!("ended with {status}")))
 }

@@ -69,10 +69,10 @@ pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
     for fd in std::mem::take(&mut typed.close) {
         inherited::close(fd)?;
     }
-    run(command, operands, typed, args)
+    run(command, operands, typed)
 }
 
-fn run(command: &str, operands: &[String], typed: Typed, args: &[String]) -> Result<(), Failure> {
+fn run(command: &str, operands: &[String], typed: Typed) -> Result<(), Failure> {
     if command == "swrk" {
         let [fd] = operands else {
             return Err(usage("criu swrk", "needs one descriptor"));
@@ -116,7 +116,7 @@ fn run(command: &str, operands: &[String], typed: Typed, args: &[String]) -> Res
     let mut job = Job::from_command_line(typed)?;
     let done = match command {
         "dump" => dump::run(&mut job),
-        "lazy-pages" => lazy::run(&mut job, args),
+        "lazy-pages" => lazy::run(&mut job),
         _ => restore::from_command_line(&mut job, operands),
     };
     done.map_err(|e| {

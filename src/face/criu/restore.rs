@@ -100,12 +100,8 @@ pub(crate) fn from_command_line(job: &mut Job<'_>, command: &[String]) -> Result
         return Err(Error::os(format!("exec {program}"), error));
     }
     if !job.typed.detach {
-        loop {
-            match wait() {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => break,
-            }
-        }
+        // Until there is no child left.
+        while let Ok(_) | Err(Errno::EINTR) = wait() {}
     }
     Ok(())
 }
