@@ -331,3 +331,89 @@ fn an_exec_session_in_the_container_is_refused_by_name() {
     assert_eq!(container.status(), "running");
     assert!(container.init().is_alive());
 }
+
+/// A directory of the host whose mounts propagate; unmounted when dropped.
+struct SharedMount(std::path::PathBuf);
+
+impl SharedMount {
+    fn new(dir: std::path::PathBuf) -> Self {
+        let mount = |args: &[&std::ffi::OsStr]| {
+            assert!(
+                std::process::Command::new("mount")
+                    .args(args)
+                    .status()
+                    .expect("mount")
+                    .success()
+            );
+        };
+        mount(&["--bind".as_ref(), dir.as_os_str(), dir.as_os_str()]);
+        mount(&["--make-shared".as_ref(), dir.as_os_str()]);
+        Self(dir)
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        let mut umount = std::process::Command::new("umount");
+        let _ = umount.arg("-R").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_slave_of_a_mount_of_the_host_still_receives_what_is_mounted_there() {
+    needs!(root, runc);
+    let outside = Scratch::new("nsslaved");
+    let shared = SharedMount::new(outside.dir("shared"));
+    let below = outside.dir("shared/below");
+    let bind = |b: &mut Bundle| {
+        fs::create_dir_all(b.rootfs().join("in")).expect("mkdir");
+        b.edit(|c| {
+            c["mounts"].as_array_mut().expect("mounts").push(serde_json::json!({
+                "destination": "/in", "type": "bind", "source": shared.0, "options": ["bind", "rslave"],
+            }));
+        });
+    };
+    let (container, _scratch) = moved("nsslave", bind, |_| {});
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "late"]).arg(&below);
+    assert!(mount.status().expect("mount").success());
+    let there = seen(container.pid());
+    assert!(
+        there
+            .iter()
+            .any(|m| m.contains("at /in/below") && m.contains("tmpfs late")),
+        "{there:?}"
+    );
+}
+
+#[test]
+fn volumes_in_memory_nested_and_covered_come_back_with_their_content() {
+    needs!(root, runc);
+    let add = |b: &mut Bundle| {
+        b.edit(|c| {
+            let all = c["mounts"].as_array_mut().expect("mounts");
+            for (at, source) in [
+                ("/v", "outer"),
+                ("/v/inner", "inner"),
+                ("/w", "under"),
+                ("/w/deep", "deep"),
+            ] {
+                all.push(serde_json::json!({
+                    "destination": at, "type": "tmpfs", "source": source,
+                    "options": ["nosuid", "size=1m", "mode=750"],
+                }));
+            }
+        });
+    };
+    let write = |c: &Container| {
+        let script = "echo 1 > /v/a; echo 2 > /v/inner/b; ln /v/a /v/hard; echo 3 > /w/deep/c";
+        assert!(c.exec(&["/bin/sh", "-c", script]).ok());
+    };
+    let (container, _scratch) = moved("nsvol", add, write);
+    let said = container.exec(&[
+        "/bin/sh",
+        "-c",
+        "cat /v/a /v/inner/b /v/hard /w/deep/c; stat -c %h /v/a",
+    ]);
+    assert_eq!(said.stdout, "1\n2\n1\n3\n2\n", "{said:?}");
+}
