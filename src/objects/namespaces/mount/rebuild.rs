@@ -215,7 +215,13 @@ impl Plan {
     ) -> Result<OwnedFd> {
         let attrs = flags::attributes(m.entry.flags, &m.entry.mountpoint)?;
         let (fd, fresh) = match (&m.how, given) {
-            (_, Some(Given::Copy(copy))) => (copy, false),
+            // A copy of the copy, so that it is made in its turn too; kernels
+            // before 6.15 copy no detached mounts.
+            (_, Some(Given::Copy(copy))) => match mounts::clone_at(copy.as_fd()) {
+                Ok(again) => (again, false),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (copy, false),
+                Err(e) => return Err(e),
+            },
             (_, Some(Given::Place(place))) => {
                 let fd = mounts::clone_at(place.as_fd())?;
                 mounts::set_propagation(fd.as_fd(), Propagation::Private, false)?;
