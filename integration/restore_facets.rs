@@ -1,0 +1,183 @@
+//! A real program holds each facet of a task, is saved and killed, restored from
+//! its image, and asked whether all is as it was.
+//!
+//! The image is made by dunlin, and, crossed, by CRIU.
+
+#[path = "harness/mod.rs"]
+mod harness;
+use harness::*;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// Every facet of `bundles/probes/state.c`.
+const FACETS: [&str; 12] = [
+    "signals",
+    "timers",
+    "credentials",
+    "seccomp",
+    "rlimits",
+    "memory",
+    "waits",
+    "family",
+    "threads",
+    "vectors",
+    "properties",
+    "clock",
+];
+/// What CRIU's own dumps lose or refuse: an ignored SIGTRAP, the test's
+/// capabilities, interrupted waits, the personality.
+const LOST_BY_CRIU: [&str; 4] = ["signals", "credentials", "waits", "properties"];
+
+/// A program in a session of its own, which writes to a file.
+struct Held {
+    pid: Pid,
+    out: PathBuf,
+}
+
+impl Held {
+    fn start(scratch: &Scratch, facet: &str) -> Self {
+        let out = scratch.join(format!("{facet}.out"));
+        let file = File::create(&out).expect("create the output");
+        // setsid(1) executes the probe in its own place
+        let mut command = Command::new("setsid");
+        command
+            .arg(sample("state"))
+            .arg(facet)
+            .env("STATE_PROBE", "kept")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("dup"))
+            .stderr(file);
+        let child = command.spawn().expect("start the probe");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        let held = Self { pid, out };
+        // dropping a Child neither kills nor waits; `reap` below waits
+        drop(child);
+        held.says("ready");
+        held
+    }
+
+    fn says(&self, word: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&self.out).expect("read the output");
+            if let Some(line) = text
+                .lines()
+                .find(|l| l.starts_with(word) || l.starts_with("wrong"))
+            {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < end, "no {word:?} in {text:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until these processes have been waited for: their ids are free.
+    fn are_gone(pids: &[i32]) {
+        let end = Instant::now() + PATIENCE;
+        while let Some(left) = pids
+            .iter()
+            .find(|p| Path::new(&format!("/proc/{p}")).exists())
+        {
+            assert!(Instant::now() < end, "process {left} stays");
+            // ours, or an orphan that came to us
+            let _ = waitpid(Pid::from_raw(*left), Some(WaitPidFlag::WNOHANG));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for pid in session(self.pid) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+fn session_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(3)?
+        .parse()
+        .ok()
+}
+
+fn session(sid: Pid) -> Vec<i32> {
+    fs::read_dir("/proc")
+        .expect("list /proc")
+        .flatten()
+        .filter_map(|e| e.file_name().to_string_lossy().parse::<i32>().ok())
+        .filter(|p| session_of(*p) == Some(sid.as_raw()))
+        .collect()
+}
+
+fn dump(criu: &Path, by: &[&str], pid: Pid, images: &Path) {
+    let mut command = Command::new(criu);
+    command
+        .args(by)
+        .args([
+            "dump",
+            "-v4",
+            "-o",
+            "dump.log",
+            "-t",
+            &pid.to_string(),
+            "-D",
+        ])
+        .arg(images);
+    must(&mut command);
+}
+
+fn restore(images: &Path) {
+    let mut command = Command::new(dunlin());
+    command
+        .args(["criu", "restore", "-v4", "-o", "restore.log", "-d", "-D"])
+        .arg(images);
+    must(&mut command);
+}
+
+fn comes_back(scratch: &Scratch, facet: &str, criu: &Path, by: &[&str]) {
+    let held = Held::start(scratch, facet);
+    let images = scratch.dir(format!("{facet}.img"));
+    let pids = descendants(held.pid.as_raw());
+    dump(criu, by, held.pid, &images);
+    Held::are_gone(&pids);
+    restore(&images);
+    kill(held.pid, Signal::SIGUSR1).expect("ask the probe");
+    assert_eq!(held.says("right"), "right", "{facet}");
+}
+
+#[test]
+fn every_facet_of_a_task_comes_back() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let scratch = Scratch::new("restore-facets");
+    for facet in FACETS {
+        comes_back(&scratch, facet, &dunlin(), &["criu"]);
+    }
+}
+
+#[test]
+fn what_criu_dumped_is_restored_crossed() {
+    needs!(root, gcc, crossed);
+    let criu = criu().expect("needed above");
+    adopt_orphans();
+    let scratch = Scratch::new("restore-crossed");
+    for facet in FACETS.iter().filter(|f| !LOST_BY_CRIU.contains(f)) {
+        comes_back(&scratch, facet, &criu, &[]);
+    }
+}
+
+/// Orphans of a dumped tree come to us, so that they are waited for at once.
+fn adopt_orphans() {
+    nix::sys::prctl::set_child_subreaper(true).expect("become a subreaper");
+}
