@@ -1,6 +1,7 @@
 //! What a migration needs of a container and of a host, in few words: the faces
 //! put engine and runtime behind these, tests put a model behind them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +44,13 @@ pub trait Container {
 
     /// Its root file system, as the host sees it.
     fn rootfs(&self) -> &Path;
+
+    /// Inode numbers of the files that its tasks map shared now; more than they
+    /// are does no harm.
+    ///
+    /// # Errors
+    /// Its tasks cannot be looked at.
+    fn mapped_files(&self) -> Result<BTreeSet<u64>>;
 
     /// What settling needs after our death, for the journal; known before the
     /// freeze.

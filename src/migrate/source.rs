@@ -195,8 +195,10 @@ impl Job<'_> {
 
     /// The bundle, again and again until little changes.
     fn send_bundle(&mut self, tree: &mut Tree, control: &mut Control) -> Result<Sent> {
+        tree.distrust(self.c.mapped_files()?);
         let mut all = tree.send(control)?;
         for _ in 0..3 {
+            tree.distrust(self.c.mapped_files()?);
             let more = tree.send(control)?;
             all.entries += more.entries;
             all.bytes += more.bytes;
@@ -211,6 +213,7 @@ impl Job<'_> {
     /// Captures while another thread sends what changed in the bundle: all tasks
     /// stand, so both see the last state.
     fn capture(&mut self, tree: &mut Tree, control: &mut Control) -> Result<(Capture, Sent)> {
+        tree.distrust(self.c.mapped_files()?);
         std::thread::scope(|s| {
             let bundle = s.spawn(|| tree.send(control));
             let capture = self.c.capture();

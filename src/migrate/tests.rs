@@ -92,6 +92,9 @@ impl Container for Model {
     fn rootfs(&self) -> &Path {
         &self.rootfs
     }
+    fn mapped_files(&self) -> Result<std::collections::BTreeSet<u64>> {
+        Ok(std::collections::BTreeSet::new())
+    }
     fn place(&self) -> Value {
         Value::Null
     }

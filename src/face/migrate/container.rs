@@ -1,5 +1,6 @@
 //! A container of runc, as the source of a migration sees it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::engine::options::{Dump, Observer, Stage};
 use crate::memory::Object;
 use crate::migrate::ports::{Capture, Container};
 use crate::runtime::runc;
-use crate::sys::cgroup;
+use crate::sys::{cgroup, procfs};
 use crate::wire::message::Offer;
 
 /// Nobody has to be told: network locks are a matter of hooks.
@@ -118,6 +119,21 @@ impl Container for RuncContainer {
 
     fn rootfs(&self) -> &Path {
         self.runc.rootfs()
+    }
+
+    fn mapped_files(&self) -> Result<BTreeSet<u64>> {
+        let mut inodes = BTreeSet::new();
+        let mut pids = vec![self.runc.init()];
+        while let Some(pid) = pids.pop() {
+            // A task that has just ended maps nothing.
+            let (Ok(maps), Ok(children)) = (procfs::maps(pid), procfs::children(pid)) else {
+                continue;
+            };
+            let shared = maps.iter().filter(|m| m.shared && m.ino != 0);
+            inodes.extend(shared.map(|m| m.ino));
+            pids.extend(children);
+        }
+        Ok(inodes)
     }
 
     fn place(&self) -> Value {

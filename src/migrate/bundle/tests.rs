@@ -101,6 +101,23 @@ fn a_tree_arrives_whole_and_its_changes_follow() {
     );
 }
 
+#[test]
+fn a_file_that_is_mapped_shared_is_sent_by_every_walk() {
+    let (src, dst) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(src.path().join("mapped"), b"content").unwrap();
+    fs::write(src.path().join("other"), b"content").unwrap();
+    let mut tree = Tree::open(src.path()).unwrap();
+    let mut land = Landing::new(dst.path(), 1 << 20).unwrap();
+    tree.send(&mut land).unwrap();
+    assert_eq!(tree.send(&mut land).unwrap().entries, 0);
+    tree.distrust([fs::metadata(src.path().join("mapped")).unwrap().ino()]);
+    for _ in 0..2 {
+        assert_eq!(tree.send(&mut land).unwrap().entries, 1);
+    }
+    land.settle().unwrap();
+    same(src.path(), dst.path());
+}
+
 fn file(path: &str) -> Entry {
     Entry {
         path: path.into(),

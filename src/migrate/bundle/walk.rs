@@ -1,7 +1,7 @@
 //! The source's half: walks a root file system and says what is in it, first all,
 //! later what has changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -84,11 +84,13 @@ pub struct Tree {
     root: OwnedFd,
     device: u64,
     known: BTreeMap<Vec<u8>, Mark>,
+    mapped: BTreeSet<u64>,
 }
 
 struct Walk<'a> {
     known: BTreeMap<Vec<u8>, Mark>,
     old: &'a BTreeMap<Vec<u8>, Mark>,
+    mapped: &'a BTreeSet<u64>,
     links: HashMap<u64, Vec<u8>>,
     device: u64,
     sink: &'a mut dyn Sink,
@@ -114,7 +116,15 @@ impl Tree {
             root,
             device,
             known: BTreeMap::new(),
+            mapped: BTreeSet::new(),
         })
+    }
+
+    /// From now on, files with these inode numbers are sent by every walk: they
+    /// are mapped shared, and writing to a page of a mapping that is dirty already
+    /// changes none of a file's times.
+    pub fn distrust(&mut self, inodes: impl IntoIterator<Item = u64>) {
+        self.mapped.extend(inodes);
     }
 
     /// Sends everything that has not been sent as it now is. Other file systems
@@ -127,6 +137,7 @@ impl Tree {
         let mut walk = Walk {
             known: BTreeMap::new(),
             old: &self.known,
+            mapped: &self.mapped,
             links: HashMap::new(),
             device: self.device,
             sink,
@@ -245,7 +256,7 @@ impl Walk<'_> {
     }
 
     fn unchanged(&self, path: &[u8], stat: &FileStat) -> bool {
-        self.old.get(path) == Some(&Mark::of(stat))
+        self.old.get(path) == Some(&Mark::of(stat)) && !self.mapped.contains(&stat.st_ino)
     }
 
     fn one(
