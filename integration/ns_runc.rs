@@ -202,7 +202,7 @@ fn a_read_only_root_and_a_bind_come_back_the_same() {
 }
 
 #[test]
-fn what_we_dump_criu_restores() {
+fn crossed_what_we_dump_criu_restores() {
     needs!(root, runc, crossed);
     let scratch = Scratch::new("nsout");
     let theirs = Runc::with_criu(&scratch, Path::new(&criu().expect("CRIU")));
@@ -210,7 +210,7 @@ fn what_we_dump_criu_restores() {
 }
 
 #[test]
-fn what_criu_dumps_we_restore() {
+fn crossed_what_criu_dumps_we_restore() {
     needs!(root, runc, crossed);
     let scratch = Scratch::new("nsin");
     let theirs = Runc::with_criu(&scratch, Path::new(&criu().expect("CRIU")));

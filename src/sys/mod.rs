@@ -22,7 +22,6 @@ pub mod sched;
 pub mod ns;
 pub mod mounts;
 pub mod cgroup;
-pub mod netlink;
 pub mod shmem;
 pub mod socket;
 pub mod sock_diag;

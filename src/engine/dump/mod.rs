@@ -85,7 +85,9 @@ impl Frozen {
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
         let mut pages = pages::Collector::new(opts.lazy);
-        let tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
+        let mut tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
+        // The root's set is the first one: it says where the tree is.
+        tids.sort_by_key(|tid| *tid != root);
         let cgroups = cgroup::capture(&tids, opts.common.cgroups)?;
         let mut shared = process::Sharing::default();
         let tasks = self.tree.processes().len();

@@ -1,1 +1,0 @@
-//! rtnetlink, sock_diag(7), nfnetlink.
