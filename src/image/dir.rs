@@ -42,14 +42,26 @@ fn beside(kind: Kind) -> bool {
 }
 
 impl Set {
-    /// Reads the files of an image directory, without contents of pages.
+    /// Reads the files of an image directory, without contents of pages, and
+    /// verifies that they are a whole image.
+    ///
+    /// Errors: as [`Set::read`] and [`Set::verify`].
+    pub fn load(dir: &Path) -> Result<Self> {
+        let set = Self::read(dir)?;
+        set.verify()
+            .context(|| format!("read image directory {}", dir.display()))?;
+        Ok(set)
+    }
+
+    /// Reads the files of an image directory, even if they are no whole image: to
+    /// look at them.
     ///
     /// Files that are not of an image are left alone. Each file of records is
     /// decoded once, and all are compared with our manifest if there is one.
     ///
     /// Errors: no such directory; a damaged file, by its name and record; a file of
     /// an image that is no regular file, or too large.
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn read(dir: &Path) -> Result<Self> {
         let what = || format!("read image directory {}", dir.display());
         let mut set = Set::new();
         let mut total = 0;

@@ -91,7 +91,7 @@ impl Report {
                 "no such directory",
             ));
         }
-        let set = Set::load(dir)?;
+        let set = Set::read(dir)?;
         if set.files().next().is_none() {
             return Err(Error::caller(
                 format!("inspect {}", dir.display()),
