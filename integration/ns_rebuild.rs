@@ -169,6 +169,16 @@ fn a_runc_containers_namespaces_come_back_the_same() {
     .expect("plan");
     plan.before_clone().expect("the host has all");
     let host_mounts = dunlin::sys::mounts::own_mountinfo().expect("own mounts");
+    // The capture ends its helper mounts on threads of their own.
+    let threads = || {
+        std::fs::read_dir("/proc/self/task")
+            .expect("our threads")
+            .count()
+    };
+    let limit = std::time::Instant::now() + PATIENCE;
+    while threads() > 1 && std::time::Instant::now() < limit {
+        std::thread::yield_now();
+    }
     let request = Request {
         flags: plan.clone_flags(),
         set_tid: vec![],
