@@ -395,14 +395,11 @@ impl Tree {
                 fds.push((p.pid, a.pidfd, tids));
             }
         }
-        // Children before parents: the first process of a pid namespace does not
-        // end before all others in it were waited for, and a leader not before
-        // its threads.
-        for (pid, fd, tids) in fds.into_iter().rev() {
-            // a dead tracee must be waited for by its tracer before anyone else sees it gone
-            for tid in tids.into_iter().rev() {
-                ptrace::reap(tid);
-            }
+        // A dead tracee must be waited for by its tracer before anyone else sees
+        // it gone.
+        let tids = fds.iter().flat_map(|f| f.2.iter().copied()).collect();
+        ptrace::reap_all(tids, STOP_DEADLINE);
+        for (pid, fd, _) in fds {
             if !pidfd::wait_exit(fd.as_fd(), Some(STOP_DEADLINE))? {
                 return Err(Error::bug(
                     format!("kill task {pid}"),

@@ -578,13 +578,27 @@ impl Stopped {
     }
 }
 
-/// Waits for the death of a tracee that was killed, if it is still ours.
-pub fn reap(tid: HostPid) {
+/// Waits until the killed tracees `tids` have ended, in whatever order they do:
+/// the last thread of the first process of a pid namespace ends only when all the
+/// others in it have been waited for, and nobody knows which thread is last.
+/// `false` when `patience` passed before.
+pub fn reap_all(mut tids: Vec<HostPid>, patience: std::time::Duration) -> bool {
+    let deadline = std::time::Instant::now() + patience;
     loop {
-        match wait_on(tid, 0) {
-            Ok(Some(status)) if libc::WIFSTOPPED(status) => {}
-            _ => return,
+        // What cannot be waited for any more has ended.
+        tids.retain(|tid| match wait_on(*tid, libc::WNOHANG) {
+            Ok(None) => true,
+            Ok(Some(status)) => libc::WIFSTOPPED(status),
+            Err(_) => false,
+        });
+        if tids.is_empty() {
+            return true;
         }
+        if std::time::Instant::now() > deadline {
+            return false;
+        }
+        // waitpid(2) cannot wait for one of several threads.
+        std::thread::sleep(std::time::Duration::from_micros(100));
     }
 }
 
