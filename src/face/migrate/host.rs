@@ -41,6 +41,7 @@ pub(super) struct RuncHost {
     child: Option<Child>,
     ready: Option<Ready>,
     landed: Option<Landed>,
+    resumed: bool,
 }
 
 impl RuncHost {
@@ -58,6 +59,7 @@ impl RuncHost {
             child: None,
             ready: None,
             landed: None,
+            resumed: false,
         })
     }
 
@@ -123,6 +125,18 @@ impl RuncHost {
             format!("runc restore {} ({status})", l.id),
             words.join("; "),
         )
+    }
+}
+
+impl Drop for RuncHost {
+    fn drop(&mut self) {
+        // It may run here with pages missing: the guardian must see this process
+        // go, and stop it.
+        if self.resumed
+            && let Some(g) = self.guardian.take()
+        {
+            std::mem::forget(g);
+        }
     }
 }
 
@@ -249,6 +263,7 @@ impl Host for RuncHost {
     }
 
     fn resume(&mut self) -> Result<()> {
+        self.resumed = true;
         self.ready
             .take()
             .ok_or_else(|| Error::bug("resume", "nothing was rebuilt"))?

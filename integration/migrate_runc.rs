@@ -1,0 +1,152 @@
+//! A runc container moves between two runc roots: with TLS and without, with its
+//! bundle, its memory following; and what is refused leaves it as it was.
+
+#[path = "harness/mod.rs"]
+mod harness;
+#[path = "migrate_support/mod.rs"]
+mod migrate_support;
+
+use harness::*;
+use migrate_support::Move;
+
+#[test]
+fn a_running_container_moves_and_nothing_is_left() {
+    needs!(root, runc);
+    let m = Move::start("mig-move", 24);
+    let init = m.container.init();
+    let (source, destination) = m.both(&[], &[]);
+    assert!(
+        source.ok,
+        "{}\n--- receive\n{}",
+        source.text, destination.text
+    );
+    assert!(destination.ok, "{}", destination.text);
+    assert!(source.text.contains("pause"), "{}", source.text);
+    // There: it goes on where it was, and runc knows it.
+    m.goes_on_there("after the move");
+    assert_eq!(m.starts_there(), 1, "it was started again");
+    assert_eq!(m.status_there(), "running");
+    let list = must(m.there.command().arg("list"));
+    assert!(list.stdout.contains(&m.container.id), "{}", list.stdout);
+    let exec = must(
+        m.there
+            .command()
+            .args(["exec", &m.container.id, "echo", "hello"]),
+    );
+    assert_eq!(exec.stdout.trim(), "hello");
+    // Here: nothing.
+    init.wait_gone(PATIENCE);
+    assert_eq!(m.container.status(), "unknown");
+    assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
+    let hold = format!(
+        "/sys/fs/cgroup/freezer/dunlin-tests/{}/dunlin-hold",
+        m.container.id
+    );
+    assert!(!std::path::Path::new(&hold).exists(), "{hold}");
+    // The account.
+    let r = m.report();
+    let sum: u64 = r["pause_us"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|v| v.as_u64().unwrap())
+        .sum();
+    assert_eq!(r["pause_total_us"], sum);
+    assert!(r["bytes_after_resume"].as_u64().unwrap() > 1 << 20, "{r}");
+    assert!(r["pages"].as_u64().unwrap() > 24 * 256);
+    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
+    // And runc ends it there.
+    m.delete_there();
+    assert_eq!(m.status_there(), "unknown");
+}
+
+#[test]
+fn a_container_moves_without_tls_when_both_ends_say_so() {
+    needs!(root, runc);
+    let m = Move::start("mig-plain", 8);
+    let (source, destination) = m.both(&["--plain"], &["--plain"]);
+    assert!(source.ok, "{}\n{}", source.text, destination.text);
+    m.goes_on_there("after a plain move");
+}
+
+#[test]
+fn a_refused_or_impossible_move_leaves_the_container_as_it_was() {
+    needs!(root, runc);
+    let m = Move::start("mig-refused", 4);
+    let init = m.container.init();
+
+    // Nobody listens.
+    let (r, at) = m.receive(&[]);
+    let wrong = run(&mut m.migrate_command("127.0.0.1:1", &[]), PATIENCE);
+    assert!(
+        !wrong.ok() && wrong.stderr.contains("connect to 127.0.0.1:1"),
+        "{wrong:?}"
+    );
+    // Another session's token, another certificate.
+    let token = m.scratch.join("token");
+    let right = std::fs::read_to_string(&token).unwrap();
+    let mut bytes = right.trim().to_owned().into_bytes();
+    let at_secret = "dunlin1-".len() + 40;
+    bytes[at_secret] = if bytes[at_secret] == b'0' { b'1' } else { b'0' };
+    std::fs::write(&token, &bytes).unwrap();
+    let wrong = run(&mut m.migrate_command(&at, &[]), PATIENCE);
+    assert!(!wrong.ok() && wrong.stderr.contains("secret"), "{wrong:?}");
+    std::fs::write(&token, &right).unwrap();
+    let plain = run(&mut m.migrate_command(&at, &["--plain"]), PATIENCE);
+    assert!(!plain.ok() && plain.stderr.contains("--plain"), "{plain:?}");
+    // The receiver is still there for the right source, whose container it has not.
+    let none = run(
+        std::process::Command::new(dunlin())
+            .args(["migrate", "nobody", &at, "--token-file"])
+            .arg(&token)
+            .arg("--root")
+            .arg(&m.container.runc.root),
+        PATIENCE,
+    );
+    assert!(!none.ok() && none.stderr.contains("nobody"), "{none:?}");
+    m.goes_on_here("after refusals");
+    let source = m.end(m.migrate(&at, &[]), "migrate.log");
+    let destination = m.end(r, "receive.log");
+    assert!(
+        source.ok && destination.ok,
+        "{}\n{}",
+        source.text,
+        destination.text
+    );
+    init.wait_gone(PATIENCE);
+    m.goes_on_there("after all");
+}
+
+#[test]
+fn a_bundle_with_a_bind_is_denied_by_name_before_anything_is_frozen() {
+    needs!(root, runc);
+    let scratch = Scratch::new("mig-bind");
+    let mut bundle = Bundle::new(&scratch, "bundle", &[], &["/bin/sleep", "1000"]);
+    let data = scratch.dir("secret-data");
+    bundle.edit(|c| {
+        c["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+            "destination": "/mnt", "type": "bind", "source": data, "options": ["bind"]
+        }));
+    });
+    let runc = Runc::new(&scratch);
+    let there = Runc {
+        root: scratch.dir("runc-there"),
+        ..runc.clone()
+    };
+    let container = Container::run(&runc, bundle, scratch.name());
+    let m = Move {
+        container,
+        there,
+        scratch,
+    };
+    let (source, destination) = m.both(&[], &[]);
+    assert!(
+        !source.ok && source.text.contains("secret-data"),
+        "{}",
+        source.text
+    );
+    assert!(!destination.ok);
+    assert_eq!(m.container.status(), "running");
+    assert!(m.landed().is_empty());
+    assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
+}

@@ -1,0 +1,268 @@
+//! A migration between two runc roots on one kernel, for tests: the sample
+//! program in a container, a receiver, a source.
+
+// Each test file uses its part of this module.
+#![allow(dead_code, unreachable_pub)]
+#![allow(missing_docs, missing_debug_implementations)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::*;
+
+/// The container, and where it may go.
+pub struct Move {
+    /// Here it runs first; declared first, so that it is dropped first.
+    pub container: Container,
+    /// The destination's runc.
+    pub there: Runc,
+    pub scratch: Scratch,
+}
+
+/// What became of one command.
+#[derive(Debug)]
+pub struct Ended {
+    pub ok: bool,
+    pub text: String,
+}
+
+impl Move {
+    /// The sample program with `mib` MiB, ready, one round done.
+    pub fn start(name: &str, mib: u32) -> Self {
+        let scratch = Scratch::new(name);
+        let program = patterns_program();
+        let mib = mib.to_string();
+        let args = ["/bin/patterns", "--mib", &mib, "--port", "7070"];
+        let bundle = Bundle::new(&scratch, "bundle", &[&program], &args);
+        let runc = Runc::new(&scratch);
+        let there = Runc {
+            root: scratch.dir("runc-there"),
+            ..runc.clone()
+        };
+        let mut container = Container::run(&runc, bundle, scratch.name());
+        container.lines.expect("ready", PATIENCE);
+        let m = Self {
+            container,
+            there,
+            scratch,
+        };
+        m.goes_on_here("before anything");
+        m
+    }
+
+    fn state(&self, side: &str) -> PathBuf {
+        self.scratch.join(format!("state-{side}"))
+    }
+
+    pub fn journals(&self, side: &str) -> Vec<String> {
+        names(&self.state(side))
+    }
+
+    /// What lies at the destination.
+    pub fn landed(&self) -> Vec<String> {
+        names(&self.scratch.join("in"))
+    }
+
+    fn data_here(&self) -> PathBuf {
+        self.container.bundle.rootfs().join("data")
+    }
+
+    fn data_there(&self) -> PathBuf {
+        let top = self.scratch.join("in").join(&self.container.id);
+        top.join("bundle/rootfs/data")
+    }
+
+    /// The receiver, listening; its token lies in `token`.
+    pub fn receive(&self, more: &[&str]) -> (Child, String) {
+        let token = self.scratch.join("token");
+        let _ = fs::remove_file(&token);
+        let log = fs::File::create(self.scratch.join("receive.log")).unwrap();
+        let child = Command::new(dunlin())
+            .args(["receive", "--listen", "127.0.0.1:0", "--wait", "60", "-v"])
+            .args(["--allow-cgroup", "/dunlin-tests"])
+            .arg("--dir")
+            .arg(self.scratch.join("in"))
+            .arg("--token-file")
+            .arg(&token)
+            .arg("--root")
+            .arg(&self.there.root)
+            .arg("--state")
+            .arg(self.state("there"))
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("start dunlin receive");
+        let said = wait_file(&self.scratch.join("receive.log"), PATIENCE, |t| {
+            t.contains("token in")
+        });
+        let at = said
+            .split_whitespace()
+            .skip_while(|w| *w != "listening")
+            .nth(2)
+            .unwrap()
+            .trim_end_matches(',')
+            .to_owned();
+        (child, at)
+    }
+
+    pub fn migrate_command(&self, to: &str, more: &[&str]) -> Command {
+        let mut c = Command::new(dunlin());
+        c.args(["migrate", &self.container.id, to, "-v"])
+            .arg("--token-file")
+            .arg(self.scratch.join("token"))
+            .arg("--root")
+            .arg(&self.container.runc.root)
+            .arg("--state")
+            .arg(self.state("here"))
+            .arg("--report")
+            .arg(self.scratch.join("report.json"))
+            .args(more)
+            .stdin(Stdio::null());
+        c
+    }
+
+    /// The source's end, started.
+    pub fn migrate(&self, to: &str, more: &[&str]) -> Child {
+        let log = fs::File::create(self.scratch.join("migrate.log")).unwrap();
+        self.migrate_command(to, more)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("start dunlin migrate")
+    }
+
+    /// Both ends to their end.
+    pub fn both(&self, receive: &[&str], migrate: &[&str]) -> (Ended, Ended) {
+        let (r, at) = self.receive(receive);
+        let m = self.migrate(&at, migrate);
+        (self.end(m, "migrate.log"), self.end(r, "receive.log"))
+    }
+
+    /// Waits for one end.
+    pub fn end(&self, mut child: Child, log: &str) -> Ended {
+        let until = Instant::now() + Duration::from_secs(90);
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(s) => break s,
+                None if Instant::now() > until => {
+                    let _ = child.kill();
+                    break child.wait().unwrap();
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        Ended {
+            ok: status.success(),
+            text: fs::read_to_string(self.scratch.join(log)).unwrap_or_default(),
+        }
+    }
+
+    pub fn report(&self) -> Value {
+        let text = fs::read_to_string(self.scratch.join("report.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Two more rounds of the sample, nothing wrong.
+    pub fn goes_on_here(&self, when: &str) {
+        goes_on(
+            &self.container.runc,
+            &self.container.id,
+            &self.data_here(),
+            when,
+        );
+    }
+
+    pub fn goes_on_there(&self, when: &str) {
+        goes_on(&self.there, &self.container.id, &self.data_there(), when);
+    }
+
+    /// How often the program was started, by its log at the destination.
+    pub fn starts_there(&self) -> usize {
+        let log = fs::read_to_string(self.data_there().join("log")).unwrap();
+        log.lines().filter(|l| l.ends_with(" ready")).count()
+    }
+
+    /// What runc says of it there: running, stopped, or unknown.
+    pub fn status_there(&self) -> String {
+        let o = run(
+            self.there.command().args(["state", &self.container.id]),
+            PATIENCE,
+        );
+        if !o.ok() {
+            return "unknown".into();
+        }
+        let v: Value = serde_json::from_str(&o.stdout).unwrap();
+        v["status"].as_str().unwrap_or("unknown").to_owned()
+    }
+
+    /// `dunlin resolve` on a side.
+    pub fn resolve(&self, side: &str, root: &Runc, more: &[&str]) -> Outcome {
+        run(
+            Command::new(dunlin())
+                .args(["resolve", &self.container.id])
+                .arg("--state")
+                .arg(self.state(side))
+                .arg("--root")
+                .arg(&root.root)
+                .args(more),
+            PATIENCE,
+        )
+    }
+
+    /// Ends the copy at the destination.
+    pub fn delete_there(&self) {
+        must(
+            self.there
+                .command()
+                .args(["delete", "--force", &self.container.id]),
+        );
+    }
+}
+
+impl Drop for Move {
+    fn drop(&mut self) {
+        // A copy there, and one that is held here, must not outlive the test.
+        let _ = run(
+            self.there
+                .command()
+                .args(["delete", "--force", &self.container.id]),
+            PATIENCE,
+        );
+        if !self.journals("here").is_empty() {
+            let _ = self.resolve("here", &self.container.runc.clone(), &["--discard"]);
+        }
+    }
+}
+
+fn names(dir: &std::path::Path) -> Vec<String> {
+    fs::read_dir(dir)
+        .map(|d| {
+            d.map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+fn counter(line: &str, name: &str) -> Option<u64> {
+    line.split_whitespace()
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+}
+
+fn goes_on(runc: &Runc, id: &str, data: &std::path::Path, when: &str) {
+    let status = data.join("status");
+    let before = fs::read_to_string(&status).unwrap_or_default();
+    let of = |name| counter(&before, name).unwrap_or(0);
+    let (rounds, acts) = (of("rounds"), of("acts"));
+    must(runc.command().args(["kill", id, "USR1"]));
+    let line = wait_file(&status, PATIENCE, |l| {
+        l.starts_with("wrong")
+            || (counter(l, "rounds") >= Some(rounds + 2) && counter(l, "acts") > Some(acts))
+    });
+    assert!(line.starts_with("ok "), "{when}: {line}");
+}
