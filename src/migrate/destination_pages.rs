@@ -224,7 +224,7 @@ fn say_missing(job: &Job<'_>, control: &mut Option<Control>, serving: &dyn Servi
 }
 
 /// All pages are here: tells the source, waits until it has forgotten its copy.
-fn end(mut job: Job<'_>, mut control: Option<Control>, tasks: JoinSet<()>) -> Result<Received> {
+fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -> Result<Received> {
     job.journal.advance(Phase::Complete)?;
     job.o.probe.at("all-pages");
     let a = job.remote.arrived();
@@ -245,6 +245,8 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, tasks: JoinSet<()>) -> Re
         if let Some(mut c) = control.take()
             && c.say(Kind::Complete, &job.step(0)).is_ok()
         {
+            // Nothing more is wanted on the lanes for pages.
+            tasks.abort_all();
             // It kills its copy and asks its runtime to forget: that takes time.
             match c.hear(job.o.patience) {
                 Ok(f) if f.kind == Kind::Forget => break true,

@@ -167,6 +167,8 @@ impl Job<'_> {
         let (capture, delta) = self.capture(&mut tree, control)?;
         probe.at("captured");
         self.c.hold()?;
+        let place = self.c.place();
+        self.journal.note(place)?;
         pause.capture = clock.lap();
         probe.at("held");
         self.send_state(control, &capture, begun)?;
