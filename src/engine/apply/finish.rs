@@ -139,8 +139,16 @@ impl Ready {
 }
 
 fn prepare(steered: &mut Steered, t: &Thread) -> Result<()> {
-    let len = steered.task.xstate()?.len();
-    let xstate = thread::rebuild::xstate(t.tid, &t.info.fpregs, len)?;
+    let xstate = match &t.xstate {
+        Some(raw) => {
+            thread::rebuild::load_tiles(steered, t.tid, raw)?;
+            raw.clone()
+        }
+        None => {
+            let len = steered.task.xstate()?.len();
+            thread::rebuild::xstate(t.tid, &t.info.fpregs, len)?
+        }
+    };
     steered
         .task
         .set_xstate(&xstate)

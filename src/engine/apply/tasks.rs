@@ -187,6 +187,9 @@ impl Build<'_> {
         let live = self.live(pid)?;
         oom_score(live.host, task.core.oom_score_adj)?;
         let mut b = Batch::new();
+        if body.threads.iter().any(|t| t.xstate.is_some()) {
+            thread::rebuild::allow_tiles(&mut b);
+        }
         let thp = body.space.entry.thp_disabled == Some(true);
         task::rebuild::attributes(&mut b, &task.core, thp);
         if !task.core.sigactions.is_empty() {

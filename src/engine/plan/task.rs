@@ -33,6 +33,8 @@ pub struct Thread {
     pub mask: u64,
     /// Its filters.
     pub seccomp: Wanted,
+    /// The whole extended state, where it is more than the record holds (AMX).
+    pub xstate: Option<Vec<u8>>,
 }
 
 impl Thread {
@@ -135,11 +137,17 @@ impl Body {
             ));
         }
         let filters: Option<SeccompEntry> = set.get(Kind::Seccomp, 0)?;
-        let mut threads = vec![read_thread(pid, leader, Some(tc), filters.as_ref())?];
+        let mut threads = vec![read_thread(set, pid, leader, Some(tc), filters.as_ref())?];
         for &t in &entry.threads {
             let tid = ns_pid(t)?;
             if tid != pid {
-                threads.push(read_thread(tid, core(set, tid)?, None, filters.as_ref())?);
+                threads.push(read_thread(
+                    set,
+                    tid,
+                    core(set, tid)?,
+                    None,
+                    filters.as_ref(),
+                )?);
             }
         }
         Ok(Self {
@@ -222,6 +230,7 @@ fn core(set: &Set, tid: NsPid) -> Result<CoreEntry> {
 }
 
 fn read_thread(
+    set: &Set,
     tid: NsPid,
     core: CoreEntry,
     task: Option<&TaskCoreEntry>,
@@ -247,6 +256,9 @@ fn read_thread(
             .or_else(|| task.map(|t| t.blk_sigset))
             .unwrap_or(0),
         seccomp: seccomp::wanted(tid, mode, newest, filters)?,
+        xstate: set
+            .raw(&format!("dunlin-xstate-{}.img", tid.0))
+            .map(<[u8]>::to_vec),
         info,
         own,
     })

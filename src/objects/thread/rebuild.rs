@@ -4,13 +4,14 @@
 //! XSAVE area in the standard format, with the offsets of this CPU. A component
 //! that this CPU lacks cannot be carried and is refused by name.
 
-use crate::base::{Error, NsPid, Result};
+use crate::base::{Error, NsPid, PAGE_SIZE, Result, VAddr};
 use crate::image::records::{
     RseqEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
 };
 use crate::sys::cpu::{component, xstate_component};
-use crate::sys::ptrace::Regs;
-use crate::sys::steer::Batch;
+use crate::sys::ptrace::{Regs, Stop};
+use crate::sys::steer::{Batch, Steered};
+use crate::sys::vm;
 
 const CS_64: u64 = 0x33;
 const XSAVE_HEADER: usize = 512;
@@ -199,6 +200,64 @@ impl Area {
 
 const AMX: u64 = (1 << component::XTILECFG) | (1 << component::XTILEDATA);
 const PASID: u64 = 1 << 10;
+
+/// Asks that threads of the process may use AMX tiles: arch_prctl(2),
+/// `ARCH_REQ_XCOMP_PERM`.
+pub fn allow_tiles(batch: &mut Batch) {
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    batch.call(
+        "arch_prctl(ARCH_REQ_XCOMP_PERM)",
+        libc::SYS_arch_prctl,
+        &[ARCH_REQ_XCOMP_PERM.into(), component::XTILEDATA.into()],
+    );
+}
+
+/// Makes the kernel give a thread the room for AMX tiles, which it has only after
+/// it has used one: the thread loads them by XRSTOR from `raw`, in the area of
+/// the call loop. Its registers are in disorder afterwards.
+///
+/// # Errors
+/// A state of another length than this CPU's, or the thread does something else.
+pub fn load_tiles(steered: &mut Steered, tid: NsPid, raw: &[u8]) -> Result<()> {
+    // xrstor64 [rdi]; int3
+    const CODE: [u8; 5] = [0x48, 0x0f, 0xae, 0x2f, 0xcc];
+    // behind the loop's own code, in the same page
+    const CODE_AT: u64 = 2048;
+    let len = steered.task.xstate()?.len();
+    if raw.len() != len {
+        return Err(Error::refused(
+            format!("thread {tid}"),
+            format!(
+                "its extended state is {} bytes, this CPU's {len} (another CPU)",
+                raw.len()
+            ),
+        ));
+    }
+    let host = steered.task.tid();
+    let code = steered.mapping().start() + CODE_AT;
+    let data = steered.mapping().start() + PAGE_SIZE;
+    vm::write(host, VAddr(code), &CODE)?;
+    vm::write(host, VAddr(data), raw)?;
+    let mut regs = steered.saved;
+    regs.rip = code;
+    regs.rdi = data;
+    regs.rax = AMX;
+    regs.rdx = 0;
+    regs.orig_rax = u64::MAX;
+    steered.task.set_regs(&regs)?;
+    loop {
+        match steered.task.run_to_stop()? {
+            Stop::Signal(libc::SIGTRAP) => return Ok(()),
+            Stop::Event { .. } => {}
+            other => {
+                return Err(Error::refused(
+                    format!("thread {tid}"),
+                    format!("cannot load its AMX tiles: {other:?}"),
+                ));
+            }
+        }
+    }
+}
 
 /// Adds the calls by which a thread tells the kernel about its areas: the word
 /// to clear at exit (set_tid_address(2)), the robust list
