@@ -99,7 +99,7 @@ fn a_restored_container_can_be_checkpointed_again() {
 #[test]
 fn leave_running_leaves_it_running() {
     needs!(root, runc);
-    let mut sample = start("runc-leave", None);
+    let sample = start("runc-leave", None);
     let images = sample.scratch.join("images");
     sample.container.dumped(&images, &["--leave-running"]);
     assert_eq!(sample.container.status(), "running");
