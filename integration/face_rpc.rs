@@ -275,10 +275,10 @@ fn the_configuration_file_of_a_request_wins_over_it() {
 /// returns the stages with their pids, and the final answer.
 fn converse(
     client: &Client,
-    request: &CriuReq,
+    asked: &CriuReq,
     refuse: Option<&str>,
 ) -> (Vec<(String, Option<i32>)>, CriuResp) {
-    client.send(&request.encode_to_vec());
+    client.send(&asked.encode_to_vec());
     let mut stages = Vec::new();
     loop {
         let answer = client.receive();

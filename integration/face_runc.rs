@@ -5,7 +5,8 @@ mod harness;
 use harness::*;
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// A container that runs a sample program, ready.
@@ -125,7 +126,7 @@ fn a_restore_that_fails_leaves_nothing() {
 struct LazyPages(Child);
 
 impl LazyPages {
-    fn start(scratch: &Scratch, images: &PathBuf, more: &[&str]) -> Self {
+    fn start(scratch: &Scratch, images: &Path, more: &[&str]) -> Self {
         let work = images.with_extension("work");
         fs::create_dir_all(&work).unwrap();
         let log = work.join("lazy-pages.log");
@@ -156,4 +157,71 @@ impl Drop for LazyPages {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+#[test]
+fn memory_follows_lazily_from_local_images() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-lazy");
+    let mut container = start(&scratch, "spin", &["32"]);
+    let before = asked(&mut container, "count ");
+    let images = scratch.join("images");
+    container.dumped(&images, &[]);
+    let daemon = LazyPages::start(&scratch, &images, &[]);
+    container.restored(&images, &["--lazy-pages"]);
+    assert!(asked(&mut container, "count ") > before);
+    daemon.succeeded();
+}
+
+#[test]
+fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-pages");
+    let mut container = start(&scratch, "spin", &["32"]);
+    let before = asked(&mut container, "count ");
+    let source = container.init();
+    let images = scratch.join("images");
+    let work = scratch.dir("images.work");
+    let port = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port().to_string()
+    };
+    // The checkpoint says on its standard output when it serves.
+    let mut command = container.runc.command();
+    command
+        .args(["checkpoint", "--lazy-pages", "--status-fd", "1"])
+        .args(["--page-server", &format!("127.0.0.1:{port}")])
+        .arg("--image-path")
+        .arg(&images)
+        .arg("--work-path")
+        .arg(&work)
+        .arg(&container.id)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut checkpoint = command.spawn().unwrap();
+    let mut byte = [1];
+    checkpoint
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut byte)
+        .unwrap();
+    assert_eq!(byte, [0]);
+    let pages = fs::metadata(images.join("pages-1.img")).map_or(0, |meta| meta.len());
+    assert!(pages < 8 << 20, "{pages} bytes were written");
+    let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
+    let daemon = LazyPages::start(&scratch, &images, &server);
+    // Another runc, as on another host.
+    let mut there = container.runc.clone();
+    there.root = scratch.dir("runc-there");
+    let here = std::mem::replace(&mut container.runc, there);
+    container
+        .bundle
+        .cgroups_path(&format!("/dunlin-tests/{}-there", container.id));
+    container.restored(&images, &["--lazy-pages"]);
+    assert!(asked(&mut container, "count ") > before);
+    daemon.succeeded();
+    assert!(checkpoint.wait().unwrap().success());
+    source.wait_gone(PATIENCE);
+    drop(here);
 }
