@@ -162,8 +162,10 @@ static void fifo_set(void) {
 	must((fd[0] = open(at("fifo"), O_RDONLY | O_NONBLOCK)) >= 0);
 	must((fd[1] = open(at("fifo"), O_WRONLY)) >= 0);
 	must(write(fd[1], "queued", 6) == 6);
+	must(!fcntl(fd[0], F_SETOWN, getpid()) && !fcntl(fd[0], F_SETSIG, SIGRTMIN + 1));
 }
 static void fifo_check(void) {
+	must(fcntl(fd[0], F_GETOWN) == getpid() && fcntl(fd[0], F_GETSIG) == SIGRTMIN + 1);
 	must(holds(fd[0], "queued") && write(fd[1], "more", 4) == 4 && holds(fd[0], "more"));
 	must(!close(fd[1]) && holds(fd[0], ""));
 }

@@ -72,6 +72,7 @@ impl<'a> Plan<'a> {
             &files::RestorePolicy {
                 inherit: options.inherit.iter().map(|(k, _)| k.clone()).collect(),
                 file_locks: common.file_locks,
+                ext_unix_sk: common.ext_unix_sk,
             },
         )?;
         let cgroups = cgroup::Plan::read(set, mode(common.cgroups), &common.cg_root)?;

@@ -276,8 +276,14 @@ impl Capture {
     }
 
     fn entry(&mut self, open: Open<'_>) -> Result<FileEntry> {
-        let kind = kind::classify(&open.stat, &open.link, self.shmem)
-            .map_err(|what| Error::refused(what, "cannot be carried"))?;
+        // O_PATH opens the name and not what is behind it: a FIFO, a socket.
+        let bare = open.flags() & O_PATH != 0 && open.stat.st_nlink > 0;
+        let kind = if bare && open.link.starts_with('/') {
+            Kind::Path
+        } else {
+            kind::classify(&open.stat, &open.link, self.shmem)
+                .map_err(|what| Error::refused(what, "cannot be carried"))?
+        };
         match kind {
             Kind::Path | Kind::Device => self.path(&open, open.id),
             Kind::Terminal => Err(Error::refused(
@@ -409,7 +415,10 @@ impl Capture {
     /// An epoll set with a member that no task has open any more; a socket
     /// whose other end is outside.
     pub fn finish(mut self, set: &mut Set) -> Result<Vec<Contents>> {
-        self.sockets.finish()?;
+        let ids = &mut self.ids;
+        for entry in self.sockets.finish(|| ids.fresh())? {
+            self.image.push(Image::Files, 0, &entry);
+        }
         self.finish_epolls()?;
         for (name, bytes) in self.image.files() {
             set.put_raw(name, bytes.to_vec())?;

@@ -175,11 +175,7 @@ impl Opener<'_> {
 
     fn path(&mut self, id: u32, entry: &RegFileEntry) -> Result<OwnedFd> {
         // The path of a FIFO is opened with its FIFO.
-        if entry
-            .mode
-            .is_some_and(|m| m & libc::S_IFMT == libc::S_IFIFO)
-            && entry.flags & libc::O_PATH.cast_unsigned() == 0
-        {
+        if is_fifo(entry) && entry.flags & libc::O_PATH.cast_unsigned() == 0 {
             let name = self.name_of(id, entry)?;
             let flags = libc::O_PATH;
             return fdops::open_in_root(self.root, &name, flags, 0);
@@ -306,7 +302,9 @@ impl Opener<'_> {
             let Some((flags, fown)) = file.flags_owner() else {
                 continue;
             };
-            if flags & libc::O_PATH.cast_unsigned() != 0 {
+            let only_path = flags & libc::O_PATH.cast_unsigned() != 0
+                || matches!(file, File::Path(e) if is_fifo(e));
+            if only_path {
                 continue;
             }
             let settable = flags.cast_signed() & !libc::O_ASYNC;
@@ -320,6 +318,11 @@ impl Opener<'_> {
         }
         Ok(())
     }
+}
+
+fn is_fifo(entry: &RegFileEntry) -> bool {
+    let kind = entry.mode.map(|m| m & libc::S_IFMT);
+    kind == Some(libc::S_IFIFO)
 }
 
 /// A name beside `name` that nothing has; directories that are gone are left out.

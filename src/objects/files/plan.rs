@@ -26,6 +26,8 @@ pub struct RestorePolicy {
     pub inherit: Vec<String>,
     /// `--file-locks`.
     pub file_locks: bool,
+    /// `--ext-unix-sk`: sockets may be connected to names outside.
+    pub ext_unix_sk: bool,
 }
 
 /// An entry of a descriptor table.
@@ -207,7 +209,7 @@ impl Plan {
             plan.queues.push((entry.record, entry.payload.to_vec()));
         }
         plan.find_inherited(policy)?;
-        plan.check()?;
+        plan.check(policy)?;
         Ok(plan)
     }
 
@@ -315,7 +317,7 @@ impl Plan {
     }
 
     /// Everything that can be known to fail before it is tried.
-    fn check(&self) -> Result<()> {
+    fn check(&self, policy: &RestorePolicy) -> Result<()> {
         for (id, file) in &self.files {
             let result = match file {
                 File::Path(e) => absolute(&e.name, e.ext),
@@ -324,7 +326,7 @@ impl Plan {
                 File::Memfd(e) if !self.memfds.contains_key(&e.inode_id) => {
                     Err(Error::image("memfd", "has no inode"))
                 }
-                File::Unix(e) => sockets::check_unix(e),
+                File::Unix(e) => sockets::check_unix(e, policy.ext_unix_sk),
                 File::Inet(e) => sockets::check_inet(e),
                 File::Pipe(_)
                 | File::Eventfd(_)
@@ -382,7 +384,11 @@ impl Plan {
         let table = self.tables.get(&files_id).map_or(&[][..], Vec::as_slice);
         if first {
             for (fd, file) in self.owned(files_id, table) {
-                if let Some((flags, fown)) = file.flags_owner() {
+                let whose = match file {
+                    File::Fifo(e) => self.files.get(&e.regf_id.unwrap_or(e.id)),
+                    other => Some(other),
+                };
+                if let Some((flags, fown)) = whose.and_then(File::flags_owner) {
                     calls.extend(owner_calls(fd, flags, fown));
                 }
                 if let File::Epoll(epoll) = file

@@ -264,7 +264,20 @@ fn a_descriptor_without_access_and_one_made_without_a_name_come_back() {
     let bare = path(libc::O_PATH, "f");
     let unnamed = File::from(path(libc::O_TMPFILE | libc::O_RDWR, "."));
     (&unnamed).write_all(b"never named").unwrap();
-    let back = around(&[bare.as_fd(), unnamed.as_fd()]);
+    // The names of a FIFO and of a socket, not what is behind them.
+    nix::unistd::mkfifo(&dir.path().join("p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+    let names = [path(libc::O_PATH, "p"), path(libc::O_PATH, "s")];
+    let back = around(&[
+        bare.as_fd(),
+        unnamed.as_fd(),
+        names[0].as_fd(),
+        names[1].as_fd(),
+    ]);
+    for name in &names {
+        let inode = |f: BorrowedFd<'_>| nix::sys::stat::fstat(f).unwrap().st_ino;
+        assert_eq!(inode(back.at(name).as_fd()), inode(name.as_fd()));
+    }
     let flags = fdops::status_flags(back.at(&bare).as_fd()).unwrap();
     assert_ne!(flags & libc::O_PATH, 0);
     let mut text = [0; 11];
@@ -423,7 +436,8 @@ fn an_epoll_set_is_refilled_under_its_numbers() {
     let task = Task::with(&[ep.as_fd(), r.as_fd(), w.as_fd(), moved.as_fd()]);
     let set = capture(&[&task], Policy::default()).unwrap();
     let plan = Plan::read(&set, &RestorePolicy::default()).unwrap();
-    let calls = plan.after(NsPid(1), 1, true);
+    let table = *plan.tables().keys().next().unwrap();
+    let calls = plan.after(NsPid(1), table, true);
     let mut adds: Vec<_> = calls
         .iter()
         .filter(|c| c.nr == libc::SYS_epoll_ctl)
@@ -441,7 +455,7 @@ fn an_epoll_set_is_refilled_under_its_numbers() {
         let target = if event[4] == 7 { &r } else { &moved };
         assert_eq!(args[2], value(target));
     }
-    assert!(plan.after(NsPid(1), 1, false).is_empty());
+    assert!(plan.after(NsPid(1), table, false).is_empty());
 }
 
 #[test]
@@ -717,6 +731,31 @@ fn datagrams_wait_for_a_bound_socket_and_others_reach_it() {
     }
 }
 
+#[test]
+fn a_datagram_socket_finds_its_peer_outside_again_if_that_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let log = unix(libc::SOCK_DGRAM);
+    socket::bind(log.as_fd(), &name(path.to_str().unwrap())).unwrap();
+    let client = unix(libc::SOCK_DGRAM);
+    socket::connect(client.as_fd(), &name(path.to_str().unwrap())).unwrap();
+    assert!(refusal(&[client.as_fd()]).contains("--ext-unix-sk"));
+    let task = Task::with(&[client.as_fd()]);
+    let policy = Policy {
+        ext_unix_sk: true,
+        ..Policy::default()
+    };
+    let set = capture(&[&task], policy).unwrap();
+    assert!(Plan::read(&set, &RestorePolicy::default()).is_err());
+    let allow = RestorePolicy {
+        ext_unix_sk: true,
+        ..RestorePolicy::default()
+    };
+    let back = Back::from(&set, &allow, &[]).unwrap();
+    (&back.at(&client)).write_all(b"again").unwrap();
+    assert_eq!(read_now(&File::from(log)), b"again");
+}
+
 /// An empty network namespace, kept by its descriptor.
 fn network() -> OwnedFd {
     std::thread::spawn(|| {
@@ -796,7 +835,9 @@ fn the_image_says_what_criu_looks_for() {
     let (r, w) = fdops::pipe().unwrap();
     let task = Task::with(&[w.as_fd(), r.as_fd()]);
     let set = capture(&[&task], Policy::default()).unwrap();
-    let table = set.all::<FdinfoEntry>(Image::Fdinfo, 1).unwrap();
+    let table = set.ids(Image::Fdinfo)[0];
+    let table = set.all::<FdinfoEntry>(Image::Fdinfo, table).unwrap();
+    assert!(table.len() >= 5);
     assert!(
         table.windows(2).all(|w| w[0].fd < w[1].fd),
         "not in ascending order"

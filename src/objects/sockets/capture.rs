@@ -40,8 +40,8 @@ pub struct Capture {
     pub(super) net_ns_id: Option<u32>,
     pub(super) ext_unix_sk: bool,
     listed: Option<BTreeMap<u32, UnixSocket>>,
-    /// Inodes of captured Unix sockets, and who wants which.
-    pub(super) unix: BTreeMap<u32, Option<u32>>,
+    /// Captured Unix sockets by inode, and their peers.
+    pub(super) unix: BTreeMap<u32, Option<unix::Peer>>,
 }
 
 impl Capture {
@@ -109,20 +109,13 @@ impl Capture {
             })
     }
 
-    /// Checks that both ends of all connections were captured.
+    /// Records for the ends of connections that are outside, with ids from `fresh`.
     ///
     /// # Errors
-    /// A Unix socket that is connected to one outside.
-    pub fn finish(&self) -> Result<()> {
-        for (ino, peer) in &self.unix {
-            if let Some(peer) = peer.filter(|p| !self.unix.contains_key(p)) {
-                return Err(Error::refused(
-                    format!("Unix socket {ino}"),
-                    format!("is connected to socket {peer} outside of the container"),
-                ));
-            }
-        }
-        Ok(())
+    /// A Unix socket that is connected to one outside, unless `--ext-unix-sk`
+    /// allows it and the other end has a name.
+    pub fn finish(&self, fresh: impl FnMut() -> u32) -> Result<Vec<FileEntry>> {
+        unix::outside(self, fresh)
     }
 }
 

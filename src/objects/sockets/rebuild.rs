@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::unix::{DGRAM, LISTEN};
+use super::unix::{DGRAM, EXTERNAL, LISTEN};
 use super::{inet, options};
 use crate::base::{Error, Result};
 use crate::image::records::{InetSkEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
@@ -66,8 +66,10 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn unix(&mut self, all: &[&'a UnixSkEntry]) -> Result<()> {
-        let (pairs, alone): (Vec<&UnixSkEntry>, Vec<_>) =
-            all.iter().partition(|u| self.partner(u).is_some());
+        let (pairs, alone): (Vec<&UnixSkEntry>, Vec<_>) = all
+            .iter()
+            .filter(|u| u.uflags & EXTERNAL == 0)
+            .partition(|u| self.partner(u).is_some());
         for u in &alone {
             self.alone(u)
                 .map_err(|e| e.within(subject("Unix", u.ino)))?;

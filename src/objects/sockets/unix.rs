@@ -1,5 +1,6 @@
 //! Unix sockets: unix(7).
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::capture::{Capture, Captured, Open};
@@ -9,7 +10,7 @@ use crate::image::records::{
     FdTypes, FileEntry, FilePermsEntry, SkPacketEntry, SkShutdown, UnixSkEntry,
 };
 use crate::sys::sock_diag::UnixSocket;
-use crate::sys::socket::unix_file;
+use crate::sys::socket::{peer_address, unix_file};
 
 pub(super) const ESTABLISHED: u32 = 1;
 pub(super) const CLOSE: u32 = 7;
@@ -22,11 +23,66 @@ pub(super) const SEQPACKET: u32 = libc::SOCK_SEQPACKET.cast_unsigned();
 /// Longest name: sun_path.
 const MAX_NAME: usize = 108;
 
+/// CRIU's mark for a socket that is not restored but connected to.
+pub(super) const EXTERNAL: u32 = 1;
+
+/// The other end of a captured socket.
+#[derive(Debug)]
+pub(super) struct Peer {
+    ino: u32,
+    dgram: bool,
+    /// As getpeername(2) tells it.
+    address: Vec<u8>,
+}
+
+/// Records for the ends of connections that are outside.
+///
+/// # Errors
+/// One that is not allowed, or cannot be found again.
+pub(super) fn outside(all: &Capture, mut fresh: impl FnMut() -> u32) -> Result<Vec<FileEntry>> {
+    let mut records: BTreeMap<u32, FileEntry> = BTreeMap::new();
+    for (ino, peer) in &all.unix {
+        let Some(peer) = peer.as_ref().filter(|p| !all.unix.contains_key(&p.ino)) else {
+            continue;
+        };
+        let name = peer.address.get(2..).unwrap_or_default().to_vec();
+        let findable = peer.dgram && matches!(name.first(), Some(b'/' | 0));
+        if !(findable && all.ext_unix_sk) {
+            let hint = if findable { " (see --ext-unix-sk)" } else { "" };
+            return Err(Error::refused(
+                format!("Unix socket {ino}"),
+                format!(
+                    "is connected to socket {} outside of the container{hint}",
+                    peer.ino
+                ),
+            ));
+        }
+        records.entry(peer.ino).or_insert_with(|| {
+            let id = fresh();
+            FileEntry {
+                r#type: FdTypes::Unixsk.into(),
+                id,
+                usk: Some(UnixSkEntry {
+                    id,
+                    ino: peer.ino,
+                    r#type: DGRAM,
+                    state: LISTEN,
+                    uflags: EXTERNAL,
+                    name,
+                    ..UnixSkEntry::default()
+                }),
+                ..FileEntry::default()
+            }
+        });
+    }
+    Ok(records.into_values().collect())
+}
+
 pub(super) fn capture(all: &mut Capture, open: &Open<'_>) -> Result<Captured> {
     let ino = u32::try_from(open.ino)
         .map_err(|_| Error::refused("Unix socket", "has an inode number above 32 bits"))?;
     let listed = all.listed(ino)?;
-    refuse(&listed, all.ext_unix_sk)?;
+    refuse(&listed)?;
     let dgram = u32::from(listed.kind) == DGRAM;
     let mut entry = UnixSkEntry {
         id: open.id,
@@ -55,7 +111,15 @@ pub(super) fn capture(all: &mut Capture, open: &Open<'_>) -> Result<Captured> {
         let ends_empty = !dgram || listed.shutdown & 1 != 0;
         packets(open, ends_empty)?
     };
-    all.unix.insert(ino, listed.peer.filter(|p| *p != 0));
+    let peer = match listed.peer.filter(|p| *p != 0) {
+        Some(ino) => Some(Peer {
+            ino,
+            dgram,
+            address: peer_address(open.fd)?.unwrap_or_default(),
+        }),
+        None => None,
+    };
+    all.unix.insert(ino, peer);
     let entry = FileEntry {
         r#type: FdTypes::Unixsk.into(),
         id: open.id,
@@ -82,7 +146,7 @@ fn packets(open: &Open<'_>, ends_empty: bool) -> Result<Vec<(SkPacketEntry, queu
 }
 
 /// What cannot be made again.
-fn refuse(s: &UnixSocket, _ext: bool) -> Result<()> {
+fn refuse(s: &UnixSocket) -> Result<()> {
     let no = |why: &'static str| Err(Error::refused(format!("Unix socket {}", s.inode), why));
     let (kind, state) = (u32::from(s.kind), u32::from(s.state));
     match (kind, state) {
@@ -148,7 +212,7 @@ fn file_name(open: &Open<'_>, entry: &mut UnixSkEntry) -> Result<()> {
 }
 
 /// Refuses a record that makes no sense.
-pub(in crate::objects) fn check(entry: &UnixSkEntry) -> Result<()> {
+pub(in crate::objects) fn check(entry: &UnixSkEntry, external: bool) -> Result<()> {
     let bad = |why: &'static str| Err(Error::image(format!("Unix socket {}", entry.ino), why));
     if !matches!(entry.r#type, STREAM | DGRAM | SEQPACKET) {
         return bad("is of an unknown type");
@@ -156,8 +220,11 @@ pub(in crate::objects) fn check(entry: &UnixSkEntry) -> Result<()> {
     if !matches!(entry.state, ESTABLISHED | CLOSE | LISTEN) {
         return bad("is in an unknown state");
     }
-    if entry.uflags != 0 {
-        return bad("is external and cannot be restored");
+    match entry.uflags {
+        0 => {}
+        EXTERNAL if external && entry.r#type == DGRAM => {}
+        EXTERNAL => return bad("is outside of the container (see --ext-unix-sk)"),
+        _ => return bad("has marks that are not known"),
     }
     if entry.name.len() > MAX_NAME {
         return bad("has a name that is too long");
