@@ -42,13 +42,13 @@ struct Held {
 }
 
 impl Held {
-    fn start(scratch: &Scratch, facet: &str) -> Self {
+    fn start(scratch: &Scratch, program: &Path, facet: &str) -> Self {
         let out = scratch.join(format!("{facet}.out"));
         let file = File::create(&out).expect("create the output");
         // setsid(1) executes the probe in its own place
         let mut command = Command::new("setsid");
         command
-            .arg(sample("state"))
+            .arg(program)
             .arg(facet)
             .env("STATE_PROBE", "kept")
             .stdin(Stdio::null())
@@ -146,7 +146,11 @@ fn restore(images: &Path) {
 }
 
 fn comes_back(scratch: &Scratch, facet: &str, criu: &Path, by: &[&str]) {
-    let held = Held::start(scratch, facet);
+    program_comes_back(scratch, &sample("state"), facet, criu, by);
+}
+
+fn program_comes_back(scratch: &Scratch, program: &Path, facet: &str, criu: &Path, by: &[&str]) {
+    let held = Held::start(scratch, program, facet);
     let images = scratch.dir(format!("{facet}.img"));
     let pids = descendants(held.pid.as_raw());
     dump(criu, by, held.pid, &images);
@@ -176,6 +180,118 @@ fn what_criu_dumped_is_restored_crossed() {
         comes_back(&scratch, facet, &criu, &[]);
     }
 }
+
+#[test]
+fn sessions_and_groups_outlive_their_leaders() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let scratch = Scratch::new("restore-orphans");
+    let program = compile("orphans", ORPHANS);
+    program_comes_back(&scratch, &program, "orphans", &dunlin(), &["criu"]);
+    if let Some(criu) = criu() {
+        program_comes_back(&scratch, &program, "orphans-crossed", &criu, &[]);
+    }
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let scratch = Scratch::new("restore-fails");
+    let held = Held::start(&scratch, &sample("state"), "family");
+    let images = scratch.dir("images");
+    let pids = descendants(held.pid.as_raw());
+    dump(&dunlin(), &["criu"], held.pid, &images);
+    Held::are_gone(&pids);
+
+    let away = scratch.join("away");
+    fs::rename(&held.out, &away).expect("move the output away");
+    let mut command = Command::new(dunlin());
+    command.args(["criu", "restore", "-d", "-D"]).arg(&images);
+    let outcome = run(&mut command, PATIENCE);
+    assert!(!outcome.ok(), "{outcome:?}");
+    assert!(outcome.stderr.contains("family.out"), "{outcome:?}");
+    Held::are_gone(&pids);
+
+    fs::rename(&away, &held.out).expect("move the output back");
+    restore(&images);
+    kill(held.pid, Signal::SIGUSR1).expect("ask the probe");
+    assert_eq!(held.says("right"), "right");
+}
+
+/// Children of dead session and group leaders, adopted by the root, and one that
+/// is in the session that its parent has left. SIGUSR1: are sessions and groups
+/// what they were?
+const ORPHANS: &str = r#"
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t asked;
+static int out[2];
+
+static void ask(int signal) { asked = 1; }
+
+static void tell_and_sleep(void) {
+	int me = getpid();
+	write(out[1], &me, sizeof me);
+	for (;;)
+		pause();
+}
+
+int main(void) {
+	int pid[5], sid[5], pgid[5];
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	signal(SIGUSR1, ask);
+	pipe(out);
+	if (!fork()) {
+		setsid();
+		if (!fork()) {
+			if (!fork()) {
+				setpgid(0, 0);
+				tell_and_sleep();
+			}
+			tell_and_sleep();
+		}
+		_exit(0);
+	}
+	wait(NULL);
+	if (!fork()) {
+		if (!fork())
+			tell_and_sleep();
+		setsid();
+		tell_and_sleep();
+	}
+	pid_t leader = fork();
+	if (!leader) {
+		setpgid(0, 0);
+		if (!fork())
+			tell_and_sleep();
+		_exit(0);
+	}
+	waitpid(leader, NULL, 0);
+	for (int i = 0; i < 5; i++) {
+		read(out[0], &pid[i], sizeof pid[i]);
+		sid[i] = getsid(pid[i]);
+		pgid[i] = getpgid(pid[i]);
+	}
+	printf("ready\n");
+	fflush(stdout);
+	while (!asked)
+		pause();
+	for (int i = 0; i < 5; i++)
+		if (getsid(pid[i]) != sid[i] || getpgid(pid[i]) != pgid[i]) {
+			printf("wrong session or group of %d\n", pid[i]);
+			return 1;
+		}
+	printf("right\n");
+	fflush(stdout);
+	return 0;
+}
+"#;
 
 /// Orphans of a dumped tree come to us, so that they are waited for at once.
 fn adopt_orphans() {
