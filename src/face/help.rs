@@ -7,6 +7,7 @@ with their memory following lazily.
 
 Usage:
   dunlin check [--json]         what this kernel and these privileges allow
+  dunlin inspect [--json] DIR   show a directory of images
   dunlin criu ARGS...           act as criu (also: start it under that name)
   dunlin migrate ID HOST:PORT --token-file FILE
                                 move a running runc container there
