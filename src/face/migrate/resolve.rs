@@ -196,7 +196,17 @@ pub(super) fn guard(args: &[String]) -> Result<(), Failure> {
     if !path.exists() {
         return Ok(());
     }
-    let (j, s) = Journal::take_over(path)?;
+    // A process that dies closes one descriptor after the other: the journal may
+    // be locked for a moment longer than the pipe is open.
+    let until = Instant::now() + Duration::from_secs(10);
+    let (j, s) = loop {
+        match Journal::take_over(path) {
+            Ok(x) => break x,
+            Err(_) if !path.exists() => return Ok(()),
+            Err(e) if Instant::now() > until => return Err(e.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
     if s.phase.source_may_thaw() {
         settle(j, &s, Decision::Journal)?;
     }
