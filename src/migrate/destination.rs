@@ -393,12 +393,14 @@ impl Job<'_> {
         info!("given up; waiting for the source, to tell it");
         let until = Instant::now() + self.o.patience;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
-            let next = tokio::time::timeout(left, self.lanes.recv());
-            match self
-                .rt
-                .clone()
-                .block_on(async { next.await.ok().flatten() })
-            {
+            let lanes = &mut self.lanes;
+            let next = self.rt.block_on(async {
+                tokio::time::timeout(left, lanes.recv())
+                    .await
+                    .ok()
+                    .flatten()
+            });
+            match next {
                 Some(l) if l.lane == Lane::Control => {
                     let state = crate::wire::session::State::Granted;
                     Control::again(self.rt.clone(), l, Side::Receiver, state)

@@ -255,8 +255,14 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
             }
         }
         let left = until.saturating_duration_since(Instant::now());
-        let next = tokio::time::timeout(left, job.lanes.recv());
-        match job.rt.clone().block_on(async { next.await.ok().flatten() }) {
+        let lanes = &mut job.lanes;
+        let next = job.rt.block_on(async {
+            tokio::time::timeout(left, lanes.recv())
+                .await
+                .ok()
+                .flatten()
+        });
+        match next {
             None => break false,
             Some(l) if l.lane == Lane::Control => {
                 let epoch = l.epoch;

@@ -264,7 +264,7 @@ impl Client {
                 Err(e) => {
                     info!("page server: {e}; trying again");
                     self.rt
-                        .block_on(tokio::time::sleep(Duration::from_millis(200)));
+                        .block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
                 }
             }
         }

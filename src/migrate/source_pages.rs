@@ -118,7 +118,7 @@ fn reconnect(job: &Job<'_>, epoch: &mut u64) -> Result<(Control, Lanes)> {
             Err(e) if Instant::now() + wait >= until => return Err(e),
             Err(e) => {
                 info!("not yet: {e}");
-                job.rt.block_on(tokio::time::sleep(wait));
+                job.rt.block_on(async { tokio::time::sleep(wait).await });
                 wait = (wait * 2).min(Duration::from_secs(2));
             }
         }
