@@ -310,13 +310,15 @@ mod tests {
             root: "/run/runc".into(),
             bundle: "/b".into(),
             state: state(
-                r#"{"init_process_pid": 1, "init_process_start": 1, "external_descriptors": ["/dev/null"],
+                r#"{"init_process_pid": SELF, "init_process_start": 1, "external_descriptors": ["/dev/null"],
                     "config": {"rootfs": "/b/rootfs",
                     "mounts": [{"destination": "/b/rootfs/data", "device": "bind", "source": "/srv"},
                                {"destination": "/proc", "device": "proc", "source": "proc"}],
                     "devices": [{"path": "/dev/null"}],
                     "namespaces": [{"type": "NEWCGROUP", "path": ""}],
-                    "mask_paths": ["/no/such/path"], "labels": null}}"#,
+                    "mask_paths": ["/no/such/path"], "labels": null}}"#
+                .replace("SELF", &std::process::id().to_string())
+                .as_str(),
             ),
         };
         let pair = |s: &str| (s.to_owned(), s.to_owned());
