@@ -87,7 +87,9 @@ impl Set {
 
     /// Writes the image to a directory, which is made if it is not there (mode
     /// 0700; files 0600). What an older image has left there is removed, except for
-    /// contents of pages, which are written before and beside, and synced here.
+    /// contents of pages, which are written before and beside. Those are left to the
+    /// page cache: a checkpoint does not wait until a disk has taken all of a
+    /// container's memory. After a power failure their length may betray them.
     ///
     /// It waits for the disk: let tasks that shall go on go on before.
     ///
@@ -120,12 +122,6 @@ impl Set {
             .mode(0o700)
             .create(&aside)
             .context(|| format!("create {}", aside.display()))?;
-        for (name, _) in pages_files(dir)? {
-            let path = dir.join(&name);
-            File::open(&path)
-                .and_then(|file| file.sync_data())
-                .context(|| format!("sync {}", path.display()))?;
-        }
         let manifest = self.manifest(dir)?;
         let manifest_name = Kind::DunlinManifest.file_name(0);
         let inventory_name = Kind::Inventory.file_name(0);
@@ -134,8 +130,16 @@ impl Set {
                 .filter(|(name, _)| *name != manifest_name)
                 .chain([(manifest_name.clone(), manifest.as_slice())])
         };
+        // All are written before the first is synced: a journaling file system
+        // then does the work of all of them at once.
+        let mut written = Vec::new();
         for (name, bytes) in files() {
-            write_file(&aside.join(&name), bytes)?;
+            let path = aside.join(&name);
+            written.push((write_file(&path, bytes)?, path));
+        }
+        for (file, path) in &written {
+            file.sync_all()
+                .context(|| format!("sync {}", path.display()))?;
         }
         let place = |name: &str| {
             fs::rename(aside.join(name), dir.join(name)).context(|| format!("rename {name}"))
@@ -258,7 +262,7 @@ fn remove_old(set: &Set, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_file(path: &Path, bytes: &[u8]) -> Result<File> {
     let what = || format!("write {}", path.display());
     let mut file = OpenOptions::new()
         .write(true)
@@ -267,7 +271,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         .open(path)
         .context(what)?;
     file.write_all(bytes).context(what)?;
-    file.sync_all().context(what)
+    Ok(file)
 }
 
 fn sync(directory: &File, dir: &Path) -> Result<()> {

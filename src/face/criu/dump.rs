@@ -13,7 +13,7 @@ use super::notices::Notices;
 use super::stats::{self, micros};
 use super::typed::Afterwards;
 use crate::base::{HostPid, PAGE_SIZE, Result, ResultExt};
-use crate::engine::dump::{self, Frozen, Pages};
+use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::options::{Dump, Observer, Stage};
 use crate::image::records::{DumpStatsEntry, StatsEntry};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let began = Instant::now();
     let mut frozen = dump::freeze(&options)?;
     let saved = save(job, &options, &mut frozen, &mut notices, server.as_ref());
-    let (pages, cost) = match saved {
+    let (captured, cost) = match saved {
         Ok(saved) => saved,
         Err(e) => {
             // It says its own errors; the first one is what counts.
@@ -52,13 +52,28 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
             return Err(e);
         }
     };
-    match server {
-        Some(server) => server.serve(job, &mut notices, frozen, pages, options.pid)?,
-        None => finish(job.typed.afterwards, frozen, &mut notices, options.pid)?,
-    }
-    let frozen_for = began.elapsed();
-    info!("dumped task {} in {frozen_for:?}", options.pid);
+    let frozen_for = match server {
+        Some(server) => {
+            server.serve(job, &mut notices, frozen, captured.pages, options.pid)?;
+            began.elapsed()
+        }
+        None => {
+            finish(job.typed.afterwards, frozen, &mut notices, options.pid)?;
+            let frozen_for = began.elapsed();
+            if !must_be_whole(job, false) {
+                captured.set.store(images)?;
+            }
+            frozen_for
+        }
+    };
+    info!("dumped task {} in {:?}", options.pid, began.elapsed());
     write_stats(job, &cost, frozen_for)
+}
+
+/// Whether the image must be whole on disk before the tasks end here. Tasks that
+/// go on do not wait for the disk.
+fn must_be_whole(job: &Job<'_>, serves: bool) -> bool {
+    serves || job.typed.afterwards == Afterwards::Killed
 }
 
 fn save(
@@ -67,7 +82,7 @@ fn save(
     frozen: &mut Frozen,
     notices: &mut Notices<'_>,
     server: Option<&PageServer>,
-) -> Result<(Pages, Cost)> {
+) -> Result<(Captured, Cost)> {
     let mut captured = frozen.capture(options, notices)?;
     if let Some(server) = server {
         server.prepare(&mut captured)?;
@@ -75,7 +90,9 @@ fn save(
     let began = Instant::now();
     let dir = job.images.path();
     let written = captured.pages.write(dir, &mut captured.set, options.lazy)?;
-    captured.set.store(dir)?;
+    if must_be_whole(job, server.is_some()) {
+        captured.set.store(dir)?;
+    }
     let cost = Cost {
         freezing: captured.times.freezing,
         writing: began.elapsed(),
@@ -84,7 +101,7 @@ fn save(
         lazy: written.left / PAGE_SIZE,
     };
     notices.at(Stage::PostDump, Some(options.pid))?;
-    Ok((captured.pages, cost))
+    Ok((captured, cost))
 }
 
 fn finish(

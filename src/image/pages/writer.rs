@@ -164,8 +164,7 @@ impl PagesWriter {
     /// ([`Kind::Pagemap`] or [`Kind::PagemapShmem`]) and id. Returns bytes of
     /// content. Without content the pages file exists and is empty.
     ///
-    /// The content is not synced here, where tasks may be waiting: [`Set::store`]
-    /// does that before it commits.
+    /// The content is left to the page cache; [`Set::store`] says why.
     ///
     /// Errors: write(2).
     pub fn finish(mut self, set: &mut Set, kind: Kind, id: u32) -> Result<u64> {
