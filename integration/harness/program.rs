@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Lines, PATIENCE, Proc};
+use super::{Lines, PATIENCE, Proc, descendants};
 
 /// How a command ended, and what it said.
 pub struct Outcome {
@@ -134,7 +134,10 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        for pid in session(self.pid()) {
+        // Also those below it that made a session of their own.
+        let mut all = descendants(self.pid());
+        all.extend(session(self.pid()));
+        for pid in all {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         let _ = self.child.kill();
