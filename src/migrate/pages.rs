@@ -69,11 +69,12 @@ pub struct Served {
 
 /// Serves `objects`, read from `pages`, to the one client that has the token;
 /// returns when it has all, or `None` if no client came within `patience`. A
-/// lost client may come back within `patience`.
+/// lost client may come back within `patience`. `granted` is called once, by this
+/// thread, when the client stands and before it gets anything: from then on it
+/// may let its tree go on.
 ///
 /// # Errors
-/// The client did not come back in time, or says that it failed: it may have
-/// let its tree go on.
+/// That of `granted`; the client did not come back in time, or says that it failed.
 pub fn serve(
     rt: &Handle,
     listener: TcpListener,
@@ -81,6 +82,7 @@ pub fn serve(
     pages: Arc<dyn PageReader>,
     objects: &[(Object, Vec<PageRange>)],
     patience: Duration,
+    granted: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Option<Served>> {
     let gate = Gate::default();
     gate.allow_again();
@@ -100,10 +102,14 @@ pub fn serve(
     })?;
     let pump = Arc::new(Pump::new(pages, objects));
     let mut why: Option<Error> = None;
+    let mut first = true;
     loop {
         let Some((control, fault, bulk)) = gather(rt, &mut lanes, patience) else {
             return why.map_or(Ok(None), |why| Err(why.within("serve pages")));
         };
+        if std::mem::take(&mut first) {
+            granted()?;
+        }
         match one_epoch(rt, control, fault, bulk, &pump) {
             Ok(()) => {
                 return Ok(Some(Served {

@@ -15,6 +15,7 @@ use super::typed::Typed;
 use super::write_pidfile;
 use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
 use crate::engine::dump::{Captured, Frozen, Pages};
+use crate::engine::hold::Verdict;
 use crate::engine::restore::ImagePages;
 use crate::image::Set;
 use crate::memory::guardian::Guardian;
@@ -93,6 +94,9 @@ impl PageServer {
         let runtime = runtime()?;
         job.status_ready()?;
         notices.status_ready(root)?;
+        // Until a client stands, the tree goes on if we end. From then on its copy
+        // may run, so ours is held in a way that outlives us.
+        let (mut frozen, mut hold) = (Some(frozen), None);
         let served = pages::serve(
             runtime.handle(),
             self.listener,
@@ -100,20 +104,28 @@ impl PageServer {
             Arc::new(pages.held),
             &objects,
             CLIENT,
+            &mut || {
+                hold = frozen.take().map(Frozen::hold).transpose()?;
+                Ok(())
+            },
         );
+        let ended = hold.map_or(Ok(()), |hold| {
+            hold.kill(Verdict::Superseded).map_err(|e| e.1)
+        });
         match served {
             Ok(Some(served)) => {
                 info!(
                     "served {} bytes, {} faults; the tree has moved",
                     served.bytes, served.faults
                 );
-                frozen.kill()
+                ended
             }
             Ok(None) => Err(Error::peer("serve pages", "no client came")),
             Err(e) => {
-                warn!("the client may run without its pages; this tree does not go on");
-                frozen.kill()?;
-                Err(e)
+                warn!(
+                    "the client may run without its pages: if it came so far, this tree has ended"
+                );
+                ended.and(Err(e))
             }
         }
     }
