@@ -364,10 +364,14 @@ impl Filler {
 
     /// Lets go of all address spaces: what is missing there reads as zeros from
     /// now on, so every page must be accounted for.
+    /// Waits for threads that have placed the last of them and not yet counted it.
     pub(super) fn release(&self) {
         let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
-        for (_, s) in spaces.drain() {
+        let all: Vec<_> = spaces.drain().map(|(_, s)| s).collect();
+        drop(spaces);
+        for s in all {
             let _ = self.epoll.delete(s.uffd.as_fd());
+            drop(s.gate.write().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
