@@ -91,8 +91,7 @@ fn in_a_container(kind: &str, more: &[&str]) {
 
 /// The binary under test, by the name under which it has CRIU's commands.
 fn ours() -> PathBuf {
-    static DIR: std::sync::OnceLock<Scratch> = std::sync::OnceLock::new();
-    criu_dir(DIR.get_or_init(|| Scratch::new("files-bin"))).join("criu")
+    shared_criu_dir().join("criu")
 }
 
 macro_rules! kinds {

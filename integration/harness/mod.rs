@@ -59,11 +59,20 @@ pub fn dunlin() -> PathBuf {
 /// A directory that holds the binary under test by the name `criu`
 /// (for `PATH`, or `runc --criu DIR/criu`).
 pub fn criu_dir(scratch: &Scratch) -> PathBuf {
-    let dir = scratch.join("bin");
+    criu_dir_at(scratch.join("bin"))
+}
+
+/// As [`criu_dir`], in a directory that all tests of a build may share: it stays.
+pub fn shared_criu_dir() -> PathBuf {
+    criu_dir_at(dunlin().with_file_name("called-criu"))
+}
+
+fn criu_dir_at(dir: PathBuf) -> PathBuf {
     std::fs::create_dir_all(&dir).expect("make the directory of the criu link");
-    let link = dir.join("criu");
-    if !link.exists() {
-        std::os::unix::fs::symlink(dunlin(), &link).expect("link criu to dunlin");
+    match std::os::unix::fs::symlink(dunlin(), dir.join("criu")) {
+        // another test was first
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        other => other.expect("link criu to dunlin"),
     }
     dir
 }
