@@ -1,9 +1,9 @@
 //! A [`Set`] on disk: an image directory.
 //!
 //! An interrupted dump must never look like a whole one, nor mix with an older
-//! one. So the old inventory goes first, all files are written aside and synced,
-//! then moved into place, and the inventory comes last: a directory without it is
-//! no image, for CRIU as for us. Files are readable by their owner only, because
+//! one. So the old inventory goes first, all files are written aside, then moved
+//! into place, and the inventory comes last: a directory without it is no image,
+//! for CRIU as for us. Files are readable by their owner only, because
 //! they hold the memory and the secrets of a container.
 
 use super::kind::{Kind, Magic};
@@ -12,7 +12,7 @@ use super::set::Set;
 use crate::base::limits::MAX_IMAGE_FILE;
 use crate::base::{Error, Result, ResultExt};
 use ring::digest::{SHA256, digest};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
@@ -87,11 +87,10 @@ impl Set {
 
     /// Writes the image to a directory, which is made if it is not there (mode
     /// 0700; files 0600). What an older image has left there is removed, except for
-    /// contents of pages, which are written before and beside. Those are left to the
-    /// page cache: a checkpoint does not wait until a disk has taken all of a
-    /// container's memory. After a power failure their length may betray them.
+    /// contents of pages, which are written before and beside.
     ///
-    /// It waits for the disk: let tasks that shall go on go on before.
+    /// Nothing is synced: the order of the renames is what makes it whole or not
+    /// when we are interrupted, the sums of the manifest after a power failure.
     ///
     /// Errors: the set has no inventory; a call failed, then there is no image in
     /// the directory.
@@ -113,10 +112,7 @@ impl Set {
     }
 
     fn commit(&self, dir: &Path) -> Result<()> {
-        let directory = File::open(dir).context(|| format!("open {}", dir.display()))?;
         remove_old(self, dir)?;
-        sync(&directory, dir)?;
-
         let aside = dir.join(ASIDE);
         DirBuilder::new()
             .mode(0o700)
@@ -130,16 +126,8 @@ impl Set {
                 .filter(|(name, _)| *name != manifest_name)
                 .chain([(manifest_name.clone(), manifest.as_slice())])
         };
-        // All are written before the first is synced: a journaling file system
-        // then does the work of all of them at once.
-        let mut written = Vec::new();
         for (name, bytes) in files() {
-            let path = aside.join(&name);
-            written.push((write_file(&path, bytes)?, path));
-        }
-        for (file, path) in &written {
-            file.sync_all()
-                .context(|| format!("sync {}", path.display()))?;
+            write_file(&aside.join(&name), bytes)?;
         }
         let place = |name: &str| {
             fs::rename(aside.join(name), dir.join(name)).context(|| format!("rename {name}"))
@@ -147,9 +135,7 @@ impl Set {
         for (name, _) in files().filter(|(name, _)| *name != inventory_name) {
             place(&name)?;
         }
-        sync(&directory, dir)?;
         place(&inventory_name)?;
-        sync(&directory, dir)?;
         fs::remove_dir(&aside).context(|| format!("remove {}", aside.display()))
     }
 
@@ -262,7 +248,7 @@ fn remove_old(set: &Set, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<File> {
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let what = || format!("write {}", path.display());
     let mut file = OpenOptions::new()
         .write(true)
@@ -270,18 +256,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<File> {
         .mode(0o600)
         .open(path)
         .context(what)?;
-    file.write_all(bytes).context(what)?;
-    Ok(file)
-}
-
-fn sync(directory: &File, dir: &Path) -> Result<()> {
-    match directory.sync_all() {
-        // Some file systems do not sync directories.
-        Err(e) if e.raw_os_error() != Some(libc::EINVAL) => {
-            Err(e).context(|| format!("sync {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
+    file.write_all(bytes).context(what)
 }
 
 /// Reads a file that must be a regular one, not a link to another.

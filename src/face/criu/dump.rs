@@ -52,28 +52,15 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
             return Err(e);
         }
     };
-    let frozen_for = match server {
+    match server {
         Some(server) => {
             server.serve(job, &mut notices, frozen, captured.pages, options.pid)?;
-            began.elapsed()
         }
-        None => {
-            finish(job.typed.afterwards, frozen, &mut notices, options.pid)?;
-            let frozen_for = began.elapsed();
-            if !must_be_whole(job, false) {
-                captured.set.store(images)?;
-            }
-            frozen_for
-        }
-    };
-    info!("dumped task {} in {:?}", options.pid, began.elapsed());
+        None => finish(job.typed.afterwards, frozen, &mut notices, options.pid)?,
+    }
+    let frozen_for = began.elapsed();
+    info!("dumped task {} in {frozen_for:?}", options.pid);
     write_stats(job, &cost, frozen_for)
-}
-
-/// Whether the image must be whole on disk before the tasks end here. Tasks that
-/// go on do not wait for the disk.
-fn must_be_whole(job: &Job<'_>, serves: bool) -> bool {
-    serves || job.typed.afterwards == Afterwards::Killed
 }
 
 fn save(
@@ -90,9 +77,7 @@ fn save(
     let began = Instant::now();
     let dir = job.images.path();
     let written = captured.pages.write(dir, &mut captured.set, options.lazy)?;
-    if must_be_whole(job, server.is_some()) {
-        captured.set.store(dir)?;
-    }
+    captured.set.store(dir)?;
     let cost = Cost {
         freezing: captured.times.freezing,
         writing: began.elapsed(),
