@@ -37,11 +37,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts now.
-    pub fn start() -> Self {
-        Self {
-            last: Instant::now(),
-        }
+    /// Starts at `first`: the moment of the first interrupt.
+    pub fn since(first: Instant) -> Self {
+        Self { last: first }
     }
 
     /// Microseconds since the last lap.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -56,11 +57,11 @@ pub trait Container {
     /// freeze.
     fn place(&self) -> Value;
 
-    /// Stops all tasks.
+    /// Stops all tasks; tells when the first was interrupted.
     ///
     /// # Errors
     /// An object that cannot be carried; it runs on then.
-    fn freeze(&mut self) -> Result<()>;
+    fn freeze(&mut self) -> Result<Instant>;
 
     /// Captures everything but page contents.
     ///

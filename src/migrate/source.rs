@@ -158,10 +158,9 @@ impl Job<'_> {
         probe.at("bundle");
 
         let before = control.sent();
-        let mut clock = Clock::start();
-        let begun = Instant::now();
         let mut pause = Pause::default();
-        self.c.freeze()?;
+        let begun = self.c.freeze()?;
+        let mut clock = Clock::since(begun);
         pause.freeze = clock.lap();
         probe.at("frozen");
         let (capture, delta) = self.capture(&mut tree, control)?;

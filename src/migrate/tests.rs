@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -98,10 +98,10 @@ impl Container for Model {
     fn place(&self) -> Value {
         Value::Null
     }
-    fn freeze(&mut self) -> Result<()> {
+    fn freeze(&mut self) -> Result<Instant> {
         self.step("freeze")?;
         self.world.source_runs.store(false, Ordering::SeqCst);
-        Ok(())
+        Ok(Instant::now())
     }
     fn capture(&mut self) -> Result<Capture> {
         self.step("capture")?;

@@ -41,8 +41,8 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     debug!("images in {}, work in {}", images.display(), work.display());
     let mut notices = job.notices()?;
     notices.at(Stage::PreDump, None)?;
-    let began = Instant::now();
     let mut frozen = dump::freeze(&options)?;
+    let began = frozen.tree().since;
     let saved = save(job, &options, &mut frozen, &mut notices, server.as_ref());
     let (captured, cost) = match saved {
         Ok(saved) => saved,

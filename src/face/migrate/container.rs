@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -140,9 +141,11 @@ impl Container for RuncContainer {
         place_to_json(self.runc.runc_root(), &self.place)
     }
 
-    fn freeze(&mut self) -> Result<()> {
-        self.now = Now::Frozen(dump::freeze(&self.dump)?);
-        Ok(())
+    fn freeze(&mut self) -> Result<Instant> {
+        let frozen = dump::freeze(&self.dump)?;
+        let since = frozen.tree().since;
+        self.now = Now::Frozen(frozen);
+        Ok(since)
     }
 
     fn capture(&mut self) -> Result<Capture> {
