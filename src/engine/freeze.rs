@@ -42,6 +42,11 @@ impl Thread {
         self.status.ns_pid.last().copied().unwrap_or(self.tid.0)
     }
 
+    /// Whether its process ignores SIGTRAP, which steering resets.
+    pub fn ignores_trap(&self) -> bool {
+        self.status.sig_ign & (1 << (libc::SIGTRAP - 1)) != 0
+    }
+
     /// The stopped tracee.
     ///
     /// # Errors
@@ -320,7 +325,7 @@ impl Tree {
         let hole = procfs::find_hole(taken, steer::MAPPING_LEN).ok_or_else(|| {
             Error::refused(format!("task {pid}"), "its address space has no hole")
         })?;
-        let ignores_trap = leader.status.sig_ign & (1 << (libc::SIGTRAP - 1)) != 0;
+        let ignores_trap = leader.ignores_trap();
         let mut steered = match steer::Steered::install(leader.take()?, insn, hole) {
             Ok(s) => s,
             Err((task, e)) => {

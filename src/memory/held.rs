@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, VAddr};
 use crate::memory::{Object, PageReader, SpaceId};
 use crate::sys::pagemap::{Filter, Pagemap};
-use crate::sys::{pidfd, seek, vm};
+use crate::sys::{pidfd, procfs, seek, vm};
 
 /// What decides which pages of an area have content of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Space {
         let space = Self {
             id,
             pid,
-            start_time: start_time(pid)?,
+            start_time: procfs::stat(pid)?.start_time,
             pidfd,
             pagemap: Pagemap::open(pid)?,
             runs: Vec::new(),
@@ -279,19 +279,6 @@ impl PageReader for HeldPages {
             Object::Shared(id) => self.shared.get(&id).ok_or_else(none)?.read(at, buf),
         }
     }
-}
-
-/// Field 22 of /proc/PID/stat.
-fn start_time(pid: HostPid) -> Result<u64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read(&path).map_err(|e| Error::os(format!("read {path}"), e))?;
-    // The command may hold anything, also spaces and parentheses.
-    let rest = stat.rsplit(|b| *b == b')').next().unwrap_or_default();
-    rest.split(|b| *b == b' ')
-        .filter(|f| !f.is_empty())
-        .nth(19)
-        .and_then(|f| std::str::from_utf8(f).ok()?.parse().ok())
-        .ok_or_else(|| Error::bug(format!("read {path}"), "no start time in it"))
 }
 
 #[cfg(test)]

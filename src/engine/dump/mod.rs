@@ -84,7 +84,7 @@ impl Frozen {
         let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
-        let mut pages = pages::Collector::new(opts.lazy);
+        let mut pages = pages::Collector::new();
         let mut tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
         // The root's set is the first one: it says where the tree is.
         tids.sort_by_key(|tid| *tid != root);

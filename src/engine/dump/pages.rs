@@ -47,16 +47,14 @@ pub struct Written {
 /// Gathers [`Pages`] while a tree is captured.
 #[derive(Debug)]
 pub(super) struct Collector {
-    lazy: bool,
     spaces: Vec<Space>,
     shared: Vec<Shared>,
     runs: BTreeMap<Object, Vec<Run>>,
 }
 
 impl Collector {
-    pub(super) fn new(lazy: bool) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            lazy,
             spaces: Vec::new(),
             shared: Vec::new(),
             runs: BTreeMap::new(),
@@ -133,12 +131,8 @@ impl Collector {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Pages {
-        if !self.lazy {
-            // nothing stays behind; the flag still tells CRIU what it could leave
-            tracing::debug!(objects = self.runs.len(), "all pages are eager");
-        }
-        let held = HeldPages::new(self.spaces.drain(..), self.shared.drain(..));
+    pub(super) fn finish(self) -> Pages {
+        let held = HeldPages::new(self.spaces, self.shared);
         Pages {
             held,
             runs: self.runs,

@@ -144,8 +144,9 @@ pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Re
         .find(|a| a.kind == AreaKind::Vdso)
         .ok_or_else(|| Error::refused(format!("task {pid}"), "it has no vdso"))?
         .range;
+    let ignored_trap = alive.threads.first().is_some_and(Thread::ignores_trap);
     let told = tree.steer(index, &taken, vdso, |leader, others| {
-        ask(pid, leader, others)
+        ask(pid, leader, others, ignored_trap)
     })?;
     let alive = match tree.processes().get(index).map(|p| &p.body) {
         Some(Body::Alive(alive)) => alive,
@@ -157,8 +158,8 @@ pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Re
     cx.pages.space(virt, pid, &areas, &eager)
 }
 
-/// Runs of guard pages (MADV_GUARD_INSTALL), each with the index of its area.
-fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<(usize, PageRange)>> {
+/// Runs of guard pages (MADV_GUARD_INSTALL).
+fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<PageRange>> {
     use crate::sys::pagemap::{Filter, Pagemap, is, scan_categories};
     if scan_categories() & is::GUARD == 0 {
         return Ok(Vec::new());
@@ -169,7 +170,7 @@ fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<(usize, PageRange)>> {
         ..Filter::default()
     };
     let mut found = Vec::new();
-    for (index, area) in areas.iter().enumerate() {
+    for area in areas {
         if matches!(
             area.kind,
             AreaKind::PrivateAnon | AreaKind::PrivateFile | AreaKind::SharedAnon(_)
@@ -178,20 +179,24 @@ fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<(usize, PageRange)>> {
                 pagemap
                     .scan(area.range, filter)?
                     .into_iter()
-                    .map(|r| (index, r.range)),
+                    .map(|r| r.range),
             );
         }
     }
     Ok(found)
 }
 
-fn ask(pid: HostPid, leader: &mut Steered, others: &mut [Thread]) -> Result<Told> {
+fn ask(
+    pid: HostPid,
+    leader: &mut Steered,
+    others: &mut [Thread],
+    ignored_trap: bool,
+) -> Result<Told> {
     let mut b = Batch::new();
     let questions = task::capture::ask(&mut b);
     let actions = signals::capture::ask_actions(&mut b);
     let clocks = timers::capture::ask(&mut b, pid)?;
     let mine = ThreadAsked::new(&mut b);
-    let ignored_trap = leader_ignores_trap(pid)?;
     let r = leader.run(&b)?;
     let mut threads = vec![mine.told(&r)];
     for t in others {
@@ -206,10 +211,6 @@ fn ask(pid: HostPid, leader: &mut Steered, others: &mut [Thread]) -> Result<Told
         timers: clocks.record(&r),
         threads,
     })
-}
-
-fn leader_ignores_trap(pid: HostPid) -> Result<bool> {
-    Ok(procfs::status(pid)?.sig_ign & (1 << (libc::SIGTRAP - 1)) != 0)
 }
 
 struct ThreadAsked {
@@ -394,7 +395,7 @@ fn memory(
     virt: u32,
     stat: &Stat,
     areas: &[Area],
-    guards: &[(usize, PageRange)],
+    guards: &[PageRange],
     told: &Told,
     cx: &mut Context<'_>,
 ) -> Result<()> {
@@ -427,7 +428,7 @@ fn memory(
         }
         vmas.push(entry);
     }
-    vmas.extend(guards.iter().map(|(_, range)| mm::guard_entry(*range)));
+    vmas.extend(guards.iter().map(|range| mm::guard_entry(*range)));
     let exe = cx.files.exe(pid)?;
     let record = mm::record(pid, stat, told.answers.brk, vmas, exe)?;
     cx.set.put(

@@ -50,10 +50,7 @@ pub struct Area {
 impl Area {
     /// Whether a file id belongs into its record.
     pub fn has_file(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::PrivateFile | Kind::SharedFile | Kind::Memfd
-        )
+        has_file(self.kind)
     }
 
     /// Whether its pages may be left for later (CRIU's rule for PE_LAZY).
