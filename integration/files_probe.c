@@ -183,6 +183,21 @@ static void eventfd_check(void) {
 	must(eventfd_read(fd[1], &n) && (fcntl(fd[1], F_GETFD) & FD_CLOEXEC));
 }
 
+/* what CRIU's images have a place for: a count below 32 bits */
+static void counter_set(void) {
+	must((fd[0] = eventfd(0, EFD_NONBLOCK)) >= 0 && !eventfd_write(fd[0], 70000));
+	must((fd[1] = eventfd(3, EFD_SEMAPHORE | EFD_CLOEXEC | EFD_NONBLOCK)) >= 0);
+}
+static void counter_check(void) {
+	eventfd_t n, all = 0;
+	must(!eventfd_read(fd[0], &n) && n == 70000);
+	must(eventfd_read(fd[0], &n) && errno == EAGAIN);
+	must(fcntl(fd[1], F_GETFL) == (O_RDWR | O_NONBLOCK) && (fcntl(fd[1], F_GETFD) & FD_CLOEXEC));
+	while (!eventfd_read(fd[1], &n))
+		all += n;
+	must(all == 3);
+}
+
 /* epoll: members with their data, one that was moved, a nested set, shared by fork */
 static void add(int ep, int target, uint32_t events, uint64_t data) {
 	struct epoll_event e = {.events = events, .data.u64 = data};
@@ -490,7 +505,7 @@ static const struct {
 	void (*set)(void), (*check)(void);
 } kinds[] = {
 #define KIND(k) {#k, k##_set, k##_check}
-	KIND(regular), KIND(ghost), KIND(pipe), KIND(fifo), KIND(eventfd), KIND(epoll), KIND(timerfd), KIND(signalfd),
+	KIND(regular), KIND(ghost), KIND(pipe), KIND(fifo), KIND(eventfd), KIND(counter), KIND(epoll), KIND(timerfd), KIND(signalfd),
 	KIND(memfd), KIND(pairs), KIND(unix), KIND(internet), KIND(locks), KIND(owner), KIND(shared),
 	KIND(output),
 };

@@ -78,6 +78,13 @@ impl Held {
         }
     }
 
+    /// Asks it, and lets it go on if it has been stopped: all is as it was.
+    fn is_asked(&self) {
+        kill(self.pid, Signal::SIGUSR1).expect("ask the probe");
+        kill(self.pid, Signal::SIGCONT).expect("let the probe go on");
+        assert_eq!(self.says("right"), "right", "{}", self.out.display());
+    }
+
     /// Waits until these processes have been waited for: their ids are free.
     fn are_gone(pids: &[i32]) {
         let end = Instant::now() + PATIENCE;
@@ -156,8 +163,7 @@ fn program_comes_back(scratch: &Scratch, program: &Path, facet: &str, criu: &Pat
     dump(criu, by, held.pid, &images);
     Held::are_gone(&pids);
     restore(&images);
-    kill(held.pid, Signal::SIGUSR1).expect("ask the probe");
-    assert_eq!(held.says("right"), "right", "{facet}");
+    held.is_asked();
 }
 
 #[test]
@@ -167,6 +173,25 @@ fn every_facet_of_a_task_comes_back() {
     let scratch = Scratch::new("restore-facets");
     for facet in FACETS {
         comes_back(&scratch, facet, &dunlin(), &["criu"]);
+    }
+}
+
+/// A handler that is pending decides how the call that it interrupts ends; an
+/// rseq section that was interrupted is aborted. Where the program goes on itself,
+/// and where it is restored.
+#[test]
+fn interrupted_calls_and_sections_end_as_the_kernel_would_end_them() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let program = sample("interrupted");
+    for facet in ["calls", "sections"] {
+        let scratch = Scratch::new("restore-interrupted");
+        program_comes_back(&scratch, &program, facet, &dunlin(), &["criu"]);
+        let scratch = Scratch::new("left-interrupted");
+        let held = Held::start(&scratch, &program, facet);
+        let by = ["criu", "--leave-running"];
+        dump(&dunlin(), &by, held.pid, &scratch.dir("images"));
+        held.is_asked();
     }
 }
 
@@ -215,8 +240,7 @@ fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
 
     fs::rename(&away, &held.out).expect("move the output back");
     restore(&images);
-    kill(held.pid, Signal::SIGUSR1).expect("ask the probe");
-    assert_eq!(held.says("right"), "right");
+    held.is_asked();
 }
 
 /// Children of dead session and group leaders, adopted by the root, and one that

@@ -1,23 +1,28 @@
 //! Stopping a tree of tasks, and letting it go.
 //!
 //! Tasks are seized and interrupted, and listed again, until nothing new
-//! appears: a stopped parent makes no children. [`Frozen`] owns all of them;
+//! appears: a stopped parent makes no children. A [`Tree`] owns all of them;
 //! dropped, it lets them go on as if nothing had been. What is found in a
 //! control group or pid namespace of the container but not in the tree is
 //! another one's concern ([`crate::objects::cgroup`]).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::base::{Error, HostPid, Result, limits};
+use crate::image::records::SaEntry;
 use crate::objects::mm::capture::Before;
-use crate::objects::signals::capture::delivery;
-use crate::objects::thread::capture::{Delivery, Settled, settle};
+use crate::objects::signals::capture::restarts;
+use crate::objects::thread::capture::Settled;
 use crate::sys::cgroup::{self, Prefrozen};
 use crate::sys::procfs::{self, Stat, Status};
-use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
+use crate::sys::ptrace::{self, Stopped};
 use crate::sys::{pidfd, steer};
+
+mod catch;
+
+use catch::{Caught, catch, stop_process};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -76,6 +81,13 @@ impl Thread {
         let results = steered.run(batch);
         self.stopped = Some(steered.forget()?);
         results
+    }
+
+    fn set_settled(&mut self) -> Result<()> {
+        let mut stopped = self.take()?;
+        let set = stopped.set_regs(&self.settled.regs);
+        self.stopped = Some(stopped);
+        set
     }
 
     fn take(&mut self) -> Result<Stopped> {
@@ -317,6 +329,11 @@ impl Tree {
         let Body::Alive(alive) = &mut process.body else {
             return Err(Error::bug(format!("steer task {pid}"), "it is a zombie"));
         };
+        for t in &mut alive.threads {
+            if t.settled.is_undecided() {
+                t.set_settled()?;
+            }
+        }
         let (leader, others) = alive
             .threads
             .split_first_mut()
@@ -342,6 +359,23 @@ impl Tree {
         leader.stopped = Some(steered.remove()?);
         reset?;
         result
+    }
+
+    /// Settles the calls in the process number `index` that waited for the signal
+    /// actions to be known ([`Settled::decide`]).
+    ///
+    /// # Errors
+    /// No such live process, or it died.
+    pub fn decide(&mut self, index: usize, actions: &[SaEntry]) -> Result<()> {
+        let Some(Body::Alive(alive)) = self.processes.get_mut(index).map(|p| &mut p.body) else {
+            return Err(Error::bug("settle calls", "no such live process"));
+        };
+        for t in &mut alive.threads {
+            if t.settled.decide(|signal| restarts(actions, signal)) {
+                t.set_settled()?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets all go on.
@@ -433,176 +467,6 @@ fn read_before(root: HostPid, all: &mut Vec<(HostPid, Before)>) {
         }
         if all.len() < limits::MAX_TASKS {
             queue.extend(procfs::children(pid).unwrap_or_default());
-        }
-    }
-}
-
-/// Threads that have been interrupted and not yet been seen to stop.
-type Caught = HashMap<HostPid, Vec<Seized>>;
-
-/// Interrupts the threads of `pid` that are not in `seen` yet.
-fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
-    let options = Options {
-        suspend_seccomp: true,
-        ..Options::default()
-    };
-    let mut fresh = Vec::new();
-    for tid in procfs::threads(pid)? {
-        if !seen.insert(tid) {
-            continue;
-        }
-        match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
-            Ok(s) => fresh.push(s),
-            // it ended between listing and seizing
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(e) => return Err(why_not(tid, e)),
-        }
-    }
-    Ok(fresh)
-}
-
-/// Interrupts the whole tree under `pid`, waiting for nothing.
-fn catch(pid: HostPid, caught: &mut Caught) -> Result<()> {
-    let mut queue = vec![pid];
-    while let Some(pid) = queue.pop() {
-        if matches!(procfs::stat(pid)?.state, b'Z' | b'X') {
-            continue;
-        }
-        caught.insert(pid, interrupt(pid, &mut HashSet::new())?);
-        queue.extend(procfs::children(pid)?);
-    }
-    Ok(())
-}
-
-fn stop_process(pid: HostPid, fd: OwnedFd, before: Before, caught: Vec<Seized>) -> Result<Alive> {
-    let mut seen: HashSet<HostPid> = caught.iter().map(Seized::tid).collect();
-    let mut fresh = caught;
-    let mut stopped: Vec<(Stopped, Stop)> = Vec::new();
-    let mut stop = || -> Result<()> {
-        loop {
-            fresh.extend(interrupt(pid, &mut seen)?);
-            if fresh.is_empty() {
-                return Ok(());
-            }
-            for s in fresh.drain(..) {
-                if let Some(pair) = wait_stopped(s)? {
-                    stopped.push(pair);
-                }
-            }
-        }
-    };
-    if let Err(e) = stop() {
-        for (s, _) in stopped {
-            let _ = s.detach(0);
-        }
-        // what does not stop now is let go when this thread ends
-        for s in fresh {
-            if let Ok(Some((s, _))) = wait_stopped(s) {
-                let _ = s.detach(0);
-            }
-        }
-        return Err(e);
-    }
-    stopped.sort_by_key(|(s, _)| (s.tid() != pid, s.tid()));
-    let mut threads = Vec::with_capacity(stopped.len());
-    let mut stop_signal = None;
-    let mut left = stopped.into_iter();
-    for (mut s, reason) in left.by_ref() {
-        if let Stop::Event { signal } = reason
-            && signal != libc::SIGTRAP
-        {
-            stop_signal = Some(signal);
-        }
-        match read_thread(pid, &mut s) {
-            Ok((status, settled, mask)) => {
-                threads.push(Thread {
-                    tid: s.tid(),
-                    status,
-                    settled,
-                    mask,
-                    stopped: Some(s),
-                });
-            }
-            Err(e) => {
-                let _ = s.detach(0);
-                for (s, _) in left.by_ref() {
-                    let _ = s.detach(0);
-                }
-                for mut t in threads {
-                    if let Some(s) = t.stopped.take() {
-                        let _ = s.detach(0);
-                    }
-                }
-                return Err(e);
-            }
-        }
-    }
-    if threads.first().is_none_or(|t| t.tid != pid) {
-        for mut t in threads {
-            if let Some(s) = t.stopped.take() {
-                let _ = s.detach(0);
-            }
-        }
-        return Err(Error::refused(
-            format!("task {pid}"),
-            "its main thread is gone",
-        ));
-    }
-    Ok(Alive {
-        pidfd: fd,
-        threads,
-        stop_signal,
-        before,
-    })
-}
-
-fn read_thread(pid: HostPid, s: &mut Stopped) -> Result<(Status, Settled, u64)> {
-    let status = procfs::thread_status(pid, s.tid())?;
-    let mask = s.sigmask()?;
-    // the actions' flags are not known yet; a handler without SA_RESTART is the rare case
-    let how = delivery(status.shd_pnd | status.sig_pnd, mask, status.sig_cgt, 0);
-    let settled = settle(
-        s,
-        if how == Delivery::None {
-            how
-        } else {
-            Delivery::Handler
-        },
-    )?;
-    Ok((status, settled, mask))
-}
-
-fn why_not(tid: HostPid, e: Error) -> Error {
-    let tracer = procfs::status(tid).map(|s| s.tracer).unwrap_or(0);
-    if tracer == 0 {
-        e
-    } else {
-        Error::refused(format!("task {tid}"), format!("task {tracer} traces it"))
-    }
-}
-
-/// Waits for the stop; signals that come first are delivered. `None`: it died.
-fn wait_stopped(mut seized: Seized) -> Result<Option<(Stopped, Stop)>> {
-    let deadline = Instant::now() + STOP_DEADLINE;
-    let mut pause = Duration::from_micros(20);
-    loop {
-        match seized.poll()? {
-            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => return Ok(Some((s, stop))),
-            Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
-            Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
-            Ok(Waited::Gone(_)) => return Ok(None),
-            Err(s) => {
-                seized = s;
-                if Instant::now() > deadline {
-                    return Err(Error::refused(
-                        format!("task {}", seized.tid()),
-                        "it does not stop: in vfork, or in an uninterruptible call",
-                    ));
-                }
-                // the kernel has no descriptor to wait on for a ptrace stop
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(1));
-            }
         }
     }
 }

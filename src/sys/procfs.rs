@@ -94,6 +94,9 @@ pub struct Status {
     pub seccomp: u32,
     /// Filters installed.
     pub seccomp_filters: u32,
+    /// Blocked signals: those of the moment, not those that a call with a mask
+    /// of its own (sigsuspend(2), ppoll(2)) will put back.
+    pub sig_blk: u64,
     /// Ignored signals.
     pub sig_ign: u64,
     /// Caught signals.
@@ -254,6 +257,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "NoNewPrivs" => s.no_new_privs = v == "1",
             "Seccomp" => s.seccomp = v.parse().ok()?,
             "Seccomp_filters" => s.seccomp_filters = v.parse().ok()?,
+            "SigBlk" => s.sig_blk = hex(v)?,
             "SigIgn" => s.sig_ign = hex(v)?,
             "SigCgt" => s.sig_cgt = hex(v)?,
             "ShdPnd" => s.shd_pnd = hex(v)?,

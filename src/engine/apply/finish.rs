@@ -62,6 +62,9 @@ impl Build<'_> {
                 live.leader.run(&b)?;
             }
         }
+        // what is pending for the process was counted on the first thread that
+        // can take it: the leader goes on before the others
+        let at = ready.threads.len();
         let mut plans = body.threads.iter();
         let first = plans
             .next()
@@ -97,7 +100,7 @@ impl Build<'_> {
             )?;
             live.leader.forget()?
         };
-        ready.threads.push(stopped);
+        ready.threads.insert(at, stopped);
         for t in &body.threads {
             if let Some(r) = t.rseq()
                 && let Some(cs) = r.rseq_cs_pointer.filter(|p| *p != 0)

@@ -148,6 +148,7 @@ pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Re
     let told = tree.steer(index, &taken, vdso, |leader, others| {
         ask(pid, leader, others, ignored_trap)
     })?;
+    tree.decide(index, &told.actions)?;
     let alive = match tree.processes().get(index).map(|p| &p.body) {
         Some(Body::Alive(alive)) => alive,
         _ => return Err(Error::bug("capture", "no such process")),

@@ -1,8 +1,8 @@
 //! Signal actions by injected rt_sigaction(2), pending queues by ptrace.
 
-use super::super::thread::capture::Delivery;
 use crate::base::Result;
 use crate::image::records::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEntry};
+use crate::sys::procfs::Status;
 use crate::sys::ptrace::Stopped;
 use crate::sys::steer::{Batch, Buf, Results};
 
@@ -60,26 +60,41 @@ impl Actions {
     }
 }
 
-/// What the next deliverable signal of a thread will do: `pending` and `caught`
-/// are masks of /proc/PID/status, `blocked` the thread's mask. The flags of the
-/// action are not known yet, so `restarting` tells which signals restart calls.
-pub fn delivery(pending: u64, blocked: u64, caught: u64, restarting: u64) -> Delivery {
-    let ready = pending & !blocked & caught;
-    if ready == 0 {
-        Delivery::None
-    } else if ready & !restarting == 0 {
-        Delivery::RestartingHandler
-    } else {
-        Delivery::Handler
-    }
+/// The signal whose handler runs as soon as a stopped thread goes on, if any:
+/// of what is pending for the thread, then for the process, the faults first,
+/// then the lowest, as the kernel takes them. `mask` is what will be blocked
+/// after the call that was interrupted; `shared` what is pending for the process
+/// and not counted on an earlier thread: only one can take it.
+///
+/// A signal that only such a call lets in is not deliverable: the call is issued
+/// again, and lets it in again.
+pub fn deliverable(status: &Status, mask: u64, shared: &mut u64) -> Option<i32> {
+    let open = !mask & !status.sig_blk & status.sig_cgt;
+    let (own, common) = (status.sig_pnd & open, *shared & open);
+    *shared &= !common;
+    [own & FAULTS, own, common & FAULTS, common]
+        .into_iter()
+        .find(|set| *set != 0)
+        .and_then(|set| i32::try_from(set.trailing_zeros() + 1).ok())
 }
 
-/// Which signals have SA_RESTART, bit n-1 for signal n.
-pub fn restarting(actions: &[SaEntry]) -> u64 {
+/// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: bit n-1 for signal n.
+const FAULTS: u64 = bit(libc::SIGILL)
+    | bit(libc::SIGTRAP)
+    | bit(libc::SIGBUS)
+    | bit(libc::SIGFPE)
+    | bit(libc::SIGSEGV)
+    | bit(libc::SIGSYS);
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Whether the handler of `signal` restarts the call that it interrupts.
+pub fn restarts(actions: &[SaEntry], signal: i32) -> bool {
     settable()
         .zip(actions)
-        .filter(|(_, sa)| sa.flags & SA_RESTART != 0)
-        .fold(0, |m, (s, _)| m | (1 << (s - 1)))
+        .any(|(s, sa)| s == signal && sa.flags & SA_RESTART != 0)
 }
 
 /// The pending queue of a thread, or of its process.
@@ -114,5 +129,42 @@ pub fn altstack(results: &Results, buf: Buf) -> ThreadSasEntry {
         ss_sp: results.u64_at(buf, 0),
         ss_flags: results.u32_at(buf, 2),
         ss_size: results.u64_at(buf, 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_handler_is_the_one_that_the_kernel_would_run_next() {
+        let mut status = Status {
+            sig_cgt: !0,
+            ..Status::default()
+        };
+        let next = |status: &Status, mask| {
+            let mut shared = bit(1) | bit(libc::SIGSEGV);
+            deliverable(status, mask, &mut shared)
+        };
+        assert_eq!(next(&status, 0), Some(libc::SIGSEGV));
+        status.sig_pnd = bit(40) | bit(38);
+        assert_eq!(next(&status, 0), Some(38));
+        assert_eq!(next(&status, bit(38)), Some(40));
+        status.sig_blk = bit(40);
+        assert_eq!(next(&status, bit(38)), Some(libc::SIGSEGV));
+        status.sig_cgt = 0;
+        assert_eq!(next(&status, 0), None);
+    }
+
+    #[test]
+    fn what_is_pending_for_the_process_interrupts_one_thread() {
+        let status = Status {
+            sig_cgt: !0,
+            ..Status::default()
+        };
+        let mut shared = bit(10);
+        assert_eq!(deliverable(&status, bit(10), &mut shared), None);
+        assert_eq!(deliverable(&status, 0, &mut shared), Some(10));
+        assert_eq!(deliverable(&status, 0, &mut shared), None);
     }
 }

@@ -4,7 +4,9 @@
 //! Order matters. An injected call clears `rseq_cs` and ends an interrupted
 //! system call's `orig_rax`, so [`settle`] looks at both right after the stop,
 //! before anything is injected, and leaves registers from which the thread can
-//! simply go on: in place when it is let go, or elsewhere from an image.
+//! simply go on: in place when it is let go, or elsewhere from an image. One
+//! thing it cannot know yet: whether a handler that is about to run has
+//! SA_RESTART, which only an injected call tells ([`Settled::decide`]).
 
 use crate::base::{Error, HostPid, Result, VAddr};
 use crate::image::records::{
@@ -15,6 +17,7 @@ use crate::sys::cpu::{component, xstate_component};
 use crate::sys::ptrace::{Regs, Stopped};
 use crate::sys::vm;
 
+const EINTR: i64 = -(libc::EINTR as i64);
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
@@ -31,26 +34,45 @@ pub struct Settled {
     pub regs: Regs,
     /// The rseq registration, if any.
     pub rseq: Option<RseqEntry>,
+    undecided: Option<Undecided>,
 }
 
-/// What the signal that is about to be delivered does, if there is one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// No deliverable signal has a handler.
-    None,
-    /// A handler will run, without SA_RESTART.
-    Handler,
-    /// A handler will run, with SA_RESTART.
-    RestartingHandler,
+/// A call that is issued again after the handler of `signal` if that has
+/// SA_RESTART. Until it is known, the call has failed with EINTR.
+#[derive(Debug, Clone)]
+struct Undecided {
+    signal: i32,
+    again: Regs,
+}
+
+impl Settled {
+    /// Whether the task's registers are still the kernel's, which would know how
+    /// to go on; before the task is steered they must be replaced by `regs`.
+    pub fn is_undecided(&self) -> bool {
+        self.undecided.is_some()
+    }
+
+    /// Issues again a call that waited for what `restarts` says of a signal: its
+    /// handler has SA_RESTART. Whether the registers have changed.
+    pub fn decide(&mut self, restarts: impl FnOnce(i32) -> bool) -> bool {
+        match self.undecided.take() {
+            Some(undecided) if restarts(undecided.signal) => {
+                self.regs = undecided.again;
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Reads the registers of a thread that has just stopped, rewinds an
 /// interrupted system call, aborts an interrupted rseq critical section, and
-/// sets the result as its registers.
+/// sets the result as its registers, unless it is undecided. `handler`: the signal
+/// whose handler runs as soon as the thread goes on.
 ///
 /// # Errors
 /// 32-bit code is refused; an unreadable rseq area is an error.
-pub fn settle(task: &mut Stopped, delivery: Delivery) -> Result<Settled> {
+pub fn settle(task: &mut Stopped, handler: Option<i32>) -> Result<Settled> {
     let tid = task.tid();
     let mut regs = task.regs()?;
     if regs.cs != CS_64 {
@@ -59,29 +81,41 @@ pub fn settle(task: &mut Stopped, delivery: Delivery) -> Result<Settled> {
             "it runs 32-bit code, which is not carried",
         ));
     }
-    rewind(tid, &mut regs, delivery);
+    let undecided = rewind(tid, &mut regs, handler);
     let rseq = rseq(task, &mut regs)?;
-    task.set_regs(&regs)?;
-    Ok(Settled { regs, rseq })
+    if undecided.is_none() {
+        task.set_regs(&regs)?;
+    }
+    Ok(Settled {
+        regs,
+        rseq,
+        undecided,
+    })
 }
 
-fn rewind(tid: HostPid, regs: &mut Regs, delivery: Delivery) {
-    let Ok(nr) = i64::try_from(regs.orig_rax) else {
-        return;
-    };
-    let rewind = match (regs.rax.cast_signed(), delivery) {
-        (ERESTARTNOINTR, _) | (ERESTARTSYS, Delivery::RestartingHandler) => true,
-        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, Delivery::None) => true,
-        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, _) => false,
+fn rewind(tid: HostPid, regs: &mut Regs, handler: Option<i32>) -> Option<Undecided> {
+    let nr = i64::try_from(regs.orig_rax).ok()?;
+    let again = again(nr, regs);
+    match (regs.rax.cast_signed(), handler) {
+        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, None) | (ERESTARTNOINTR, _) => {
+            *regs = again;
+        }
         // our stop is the only reason why these end early: the program must not see it
-        (e, Delivery::None) if e == -i64::from(libc::EINTR) && ends_at_any_stop(nr) => true,
-        _ => return,
-    };
-    if !rewind {
-        regs.rax = (-i64::from(libc::EINTR)).cast_unsigned();
-        regs.orig_rax = u64::MAX;
-        return;
+        (EINTR, None) if ends_at_any_stop(nr) => *regs = again,
+        (ret @ (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK), Some(signal)) => {
+            regs.rax = EINTR.cast_unsigned();
+            regs.orig_rax = u64::MAX;
+            return (ret == ERESTARTSYS).then_some(Undecided { signal, again });
+        }
+        _ => return None,
     }
+    tracing::debug!(tid = tid.0, nr, "rewound an interrupted system call");
+    None
+}
+
+/// The registers from which the interrupted call `nr` is issued again.
+fn again(nr: i64, interrupted: &Regs) -> Regs {
+    let mut regs = *interrupted;
     if regs.rax.cast_signed() == ERESTART_RESTARTBLOCK {
         // the kernel has stored the time that is left where the caller wanted it
         match nr {
@@ -90,10 +124,10 @@ fn rewind(tid: HostPid, regs: &mut Regs, delivery: Delivery) {
             _ => {}
         }
     }
-    tracing::debug!(tid = tid.0, nr, "rewound an interrupted system call");
     regs.rax = regs.orig_rax;
     regs.rip = regs.rip.wrapping_sub(SYSCALL_INSN_LEN);
     regs.orig_rax = u64::MAX;
+    regs
 }
 
 /// Calls that return EINTR at a mere stop, signal(7), "Interruption of system
@@ -328,7 +362,7 @@ mod tests {
             (libc::SYS_epoll_wait, -4),
         ] {
             let mut r = regs(nr, ret);
-            rewind(HostPid(1), &mut r, Delivery::None);
+            rewind(HostPid(1), &mut r, None);
             assert_eq!(
                 (r.rip, r.rax.cast_signed(), r.orig_rax),
                 (0x1000, nr, u64::MAX),
@@ -341,24 +375,35 @@ mod tests {
     fn a_sleep_goes_on_for_the_time_that_was_left() {
         let mut r = regs(libc::SYS_nanosleep, -516);
         (r.rdi, r.rsi) = (0x10, 0x20);
-        rewind(HostPid(1), &mut r, Delivery::None);
+        rewind(HostPid(1), &mut r, None);
         assert_eq!(r.rdi, 0x20);
     }
 
     #[test]
     fn a_pending_handler_sees_the_interruption_that_the_kernel_would_show() {
-        let mut r = regs(libc::SYS_read, -512);
-        rewind(HostPid(1), &mut r, Delivery::Handler);
-        assert_eq!((r.rip, r.rax.cast_signed()), (0x1002, -4));
-        let mut r = regs(libc::SYS_read, -512);
-        rewind(HostPid(1), &mut r, Delivery::RestartingHandler);
-        assert_eq!((r.rip, r.rax.cast_signed()), (0x1000, libc::SYS_read));
+        let settled = |ret, restarts: bool| {
+            let mut regs = regs(libc::SYS_read, ret);
+            let undecided = rewind(HostPid(1), &mut regs, Some(10));
+            let mut settled = Settled {
+                regs,
+                rseq: None,
+                undecided,
+            };
+            settled.decide(|signal| restarts && signal == 10);
+            (settled.regs.rip, settled.regs.rax.cast_signed())
+        };
+        assert_eq!(settled(-512, false), (0x1002, -4));
+        assert_eq!(settled(-512, true), (0x1000, libc::SYS_read));
+        assert_eq!(settled(-513, false), (0x1000, libc::SYS_read));
+        for never in [-514, -516, -4] {
+            assert_eq!(settled(never, true), (0x1002, -4));
+        }
     }
 
     #[test]
     fn a_finished_call_keeps_its_result() {
         let mut r = regs(libc::SYS_write, 5);
-        rewind(HostPid(1), &mut r, Delivery::None);
+        rewind(HostPid(1), &mut r, None);
         assert_eq!((r.rip, r.rax), (0x1002, 5));
     }
 }

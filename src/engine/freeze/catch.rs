@@ -1,0 +1,182 @@
+//! Interrupting threads, and waiting until they stop.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::{Alive, STOP_DEADLINE, Thread};
+use crate::base::{Error, HostPid, Result};
+use crate::objects::mm::capture::Before;
+use crate::objects::signals::capture::deliverable;
+use crate::objects::thread::capture::{Settled, settle};
+use crate::sys::procfs::{self, Status};
+use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
+
+/// Threads that have been interrupted and not yet been seen to stop.
+pub(super) type Caught = HashMap<HostPid, Vec<Seized>>;
+
+/// Interrupts the threads of `pid` that are not in `seen` yet.
+fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
+    let options = Options {
+        suspend_seccomp: true,
+        ..Options::default()
+    };
+    let mut fresh = Vec::new();
+    for tid in procfs::threads(pid)? {
+        if !seen.insert(tid) {
+            continue;
+        }
+        match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
+            Ok(s) => fresh.push(s),
+            // it ended between listing and seizing
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(e) => return Err(why_not(tid, e)),
+        }
+    }
+    Ok(fresh)
+}
+
+/// Interrupts the whole tree under `pid`, waiting for nothing.
+pub(super) fn catch(pid: HostPid, caught: &mut Caught) -> Result<()> {
+    let mut queue = vec![pid];
+    while let Some(pid) = queue.pop() {
+        if matches!(procfs::stat(pid)?.state, b'Z' | b'X') {
+            continue;
+        }
+        caught.insert(pid, interrupt(pid, &mut HashSet::new())?);
+        queue.extend(procfs::children(pid)?);
+    }
+    Ok(())
+}
+
+pub(super) fn stop_process(
+    pid: HostPid,
+    fd: OwnedFd,
+    before: Before,
+    caught: Vec<Seized>,
+) -> Result<Alive> {
+    let mut seen: HashSet<HostPid> = caught.iter().map(Seized::tid).collect();
+    let mut fresh = caught;
+    let mut stopped: Vec<(Stopped, Stop)> = Vec::new();
+    let mut stop = || -> Result<()> {
+        loop {
+            fresh.extend(interrupt(pid, &mut seen)?);
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            for s in fresh.drain(..) {
+                if let Some(pair) = wait_stopped(s)? {
+                    stopped.push(pair);
+                }
+            }
+        }
+    };
+    if let Err(e) = stop() {
+        for (s, _) in stopped {
+            let _ = s.detach(0);
+        }
+        // what does not stop now is let go when this thread ends
+        for s in fresh {
+            if let Ok(Some((s, _))) = wait_stopped(s) {
+                let _ = s.detach(0);
+            }
+        }
+        return Err(e);
+    }
+    stopped.sort_by_key(|(s, _)| (s.tid() != pid, s.tid()));
+    let mut threads = Vec::with_capacity(stopped.len());
+    let mut stop_signal = None;
+    let mut shared = !0;
+    let mut left = stopped.into_iter();
+    for (mut s, reason) in left.by_ref() {
+        if let Stop::Event { signal } = reason
+            && signal != libc::SIGTRAP
+        {
+            stop_signal = Some(signal);
+        }
+        match read_thread(pid, &mut s, &mut shared) {
+            Ok((status, settled, mask)) => {
+                threads.push(Thread {
+                    tid: s.tid(),
+                    status,
+                    settled,
+                    mask,
+                    stopped: Some(s),
+                });
+            }
+            Err(e) => {
+                let _ = s.detach(0);
+                for (s, _) in left.by_ref() {
+                    let _ = s.detach(0);
+                }
+                for mut t in threads {
+                    if let Some(s) = t.stopped.take() {
+                        let _ = s.detach(0);
+                    }
+                }
+                return Err(e);
+            }
+        }
+    }
+    if threads.first().is_none_or(|t| t.tid != pid) {
+        for mut t in threads {
+            if let Some(s) = t.stopped.take() {
+                let _ = s.detach(0);
+            }
+        }
+        return Err(Error::refused(
+            format!("task {pid}"),
+            "its main thread is gone",
+        ));
+    }
+    Ok(Alive {
+        pidfd: fd,
+        threads,
+        stop_signal,
+        before,
+    })
+}
+
+/// `shared`: of what is pending for the process, what no earlier thread takes.
+fn read_thread(pid: HostPid, s: &mut Stopped, shared: &mut u64) -> Result<(Status, Settled, u64)> {
+    let status = procfs::thread_status(pid, s.tid())?;
+    let mask = s.sigmask()?;
+    *shared &= status.shd_pnd;
+    let settled = settle(s, deliverable(&status, mask, shared))?;
+    Ok((status, settled, mask))
+}
+
+fn why_not(tid: HostPid, e: Error) -> Error {
+    let tracer = procfs::status(tid).map(|s| s.tracer).unwrap_or(0);
+    if tracer == 0 {
+        e
+    } else {
+        Error::refused(format!("task {tid}"), format!("task {tracer} traces it"))
+    }
+}
+
+/// Waits for the stop; signals that come first are delivered. `None`: it died.
+fn wait_stopped(mut seized: Seized) -> Result<Option<(Stopped, Stop)>> {
+    let deadline = Instant::now() + STOP_DEADLINE;
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match seized.poll()? {
+            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => return Ok(Some((s, stop))),
+            Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
+            Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
+            Ok(Waited::Gone(_)) => return Ok(None),
+            Err(s) => {
+                seized = s;
+                if Instant::now() > deadline {
+                    return Err(Error::refused(
+                        format!("task {}", seized.tid()),
+                        "it does not stop: in vfork, or in an uninterruptible call",
+                    ));
+                }
+                // the kernel has no descriptor to wait on for a ptrace stop
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(1));
+            }
+        }
+    }
+}
