@@ -40,17 +40,17 @@ fn kill_at(name: &str, point: &str, source: bool) -> Move {
     let m = Move::start(name, 4);
     let patience = ["--patience", "3"];
     let at_point = ["--patience", "3", "--pause-at", point];
-    let (mut r, at) = m.receive(if source { &patience } else { &at_point });
-    let mut s = m.migrate(&at, if source { &at_point } else { &patience });
-    let victim = if source { &mut s } else { &mut r };
-    wait_stopped(victim);
+    let (r, at) = m.receive(if source { &patience } else { &at_point });
+    let s = m.migrate(&at, if source { &at_point } else { &patience });
+    let (mut victim, other, log) = if source {
+        (s, r, "receive.log")
+    } else {
+        (r, s, "migrate.log")
+    };
+    wait_stopped(&mut victim);
     victim.kill().unwrap();
     victim.wait().unwrap();
-    if source {
-        m.end(r, "receive.log");
-    } else {
-        m.end(s, "migrate.log");
-    }
+    m.end(other, log);
     m
 }
 

@@ -90,7 +90,6 @@ fn image() -> Set {
             ..Default::default()
         }),
         ids: Some(TaskKobjIdsEntry::default()),
-        ..Default::default()
     };
     set.put(Kind::Core, 1, &core);
     let area = VmaEntry {

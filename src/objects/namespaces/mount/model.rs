@@ -261,7 +261,7 @@ mod tests {
 
     fn m(id: u32, parent: u32, dev: u32, root: &str, at: &str, fs: Fstype) -> MntEntry {
         MntEntry {
-            fstype: fs as i32 as u32,
+            fstype: (fs as i32).cast_unsigned(),
             mnt_id: id,
             parent_mnt_id: parent,
             root_dev: dev,
