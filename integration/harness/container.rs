@@ -327,7 +327,7 @@ fn tail(path: &Path) -> String {
 }
 
 /// Kills what is left in the cgroups of `path` in every hierarchy and removes them.
-fn remove_cgroups(path: &str) {
+pub fn remove_cgroups(path: &str) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines() {
         let mut words = line.split(' ');

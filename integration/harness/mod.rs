@@ -38,7 +38,7 @@ mod scratch;
 mod skip;
 mod wait;
 
-pub use container::{Bundle, Container, Runc};
+pub use container::{Bundle, Container, Runc, remove_cgroups};
 pub use proc::{Snapshot, descendants, fds, maps, read_memory, snapshot, status_field};
 pub use program::{Outcome, Program, must, run};
 pub use samples::{busybox_rootfs, compile, patterns_program, sample};

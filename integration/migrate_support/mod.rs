@@ -76,6 +76,11 @@ impl Move {
         top.join("bundle/rootfs/data")
     }
 
+    /// Two containers of one machine need two paths, else they would be one.
+    fn cgroups_there(&self) -> String {
+        format!("/dunlin-tests/{}-there", self.container.id)
+    }
+
     /// The receiver, listening; its token lies in `token`.
     pub fn receive(&self, more: &[&str]) -> (Child, String) {
         let token = self.scratch.join("token");
@@ -83,7 +88,7 @@ impl Move {
         let log = fs::File::create(self.scratch.join("receive.log")).unwrap();
         let child = Command::new(dunlin())
             .args(["receive", "--listen", "127.0.0.1:0", "--wait", "60", "-v"])
-            .args(["--allow-cgroup", "/dunlin-tests"])
+            .args(["--cgroups-path", &self.cgroups_there()])
             .arg("--dir")
             .arg(self.scratch.join("in"))
             .arg("--token-file")
@@ -234,6 +239,7 @@ impl Drop for Move {
                 .args(["delete", "--force", &self.container.id]),
             PATIENCE,
         );
+        remove_cgroups(self.cgroups_there().trim_start_matches('/'));
         if !self.journals("here").is_empty() {
             let _ = self.resolve("here", &self.container.runc.clone(), &["--discard"]);
         }

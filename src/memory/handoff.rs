@@ -5,6 +5,7 @@
 //! restorer                                             server
 //!   HELLO version  ----------------------------------->
 //!   <-----------------------------------  HELLO version
+//!   <------------------------------------------  WHOLE  the images may be read
 //!   SPACE id, pid [uffd, pidfd, record]  ------------->  once for each address space
 //!   SHARED id [record]  ------------------------------>  once for each shared object
 //!   READY root, counts  ------------------------------>  everything is built and stopped

@@ -103,6 +103,7 @@ mod tests {
             needed: vec![range],
         };
         let mut client = Client::connect(work, LONG).unwrap();
+        client.images(LONG).unwrap();
         client.space(&space).unwrap();
         client.ready(child.pid(), LONG).unwrap();
         client.resumed().unwrap();

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! OFFER                        refuse: nothing to undo
-//! bundle, state, rebuild       failure: discard, ABORTED
+//! bundle, restorer begun       failure: discard, ABORTED; the source still runs
+//! state, rebuild               failure: discard, ABORTED
 //! READY                        link lost: journal ABORTED, discard; a source that
 //!                              comes back is told so
 //! RESUMING in the journal      the commit point: from here it may have run
@@ -314,6 +315,7 @@ impl Job<'_> {
             }
         }
         landing.settle()?;
+        self.host.begin(&self.landed)?;
         self.o.probe.at("bundle-landed");
         control.say(Kind::Taken, &Step::default())?;
         let mut images = Images::new(&self.landed.images);

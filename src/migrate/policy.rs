@@ -21,6 +21,8 @@ pub struct Policy {
     pub sysctls: Vec<String>,
     /// Cgroup paths; a path allows what is below it.
     pub cgroups: Vec<String>,
+    /// Where its cgroups go here, whatever its configuration says.
+    pub cgroups_path: Option<String>,
 }
 
 /// A configuration that may be used here.
@@ -275,7 +277,9 @@ impl Judge<'_> {
                 ));
             }
         }
-        if let Some(p) = l.get("cgroupsPath").and_then(Value::as_str)
+        if let Some(here) = &self.policy.cgroups_path {
+            l.insert("cgroupsPath".into(), here.as_str().into());
+        } else if let Some(p) = l.get("cgroupsPath").and_then(Value::as_str)
             && !p.is_empty()
             && !below_any(p, &self.policy.cgroups)
         {

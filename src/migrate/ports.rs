@@ -134,8 +134,15 @@ pub trait Host {
     /// What settling needs after our death, for the journal.
     fn place(&self, landed: &Landed) -> Value;
 
-    /// Rebuilds everything; returns when all tasks stand and none runs.
-    /// `pages` is asked for pages from the resume on.
+    /// Prepares for the images while the container still runs on the source; its
+    /// bundle is here, as it was a moment ago.
+    ///
+    /// # Errors
+    /// The container cannot be had here.
+    fn begin(&mut self, landed: &Landed) -> Result<()>;
+
+    /// Rebuilds everything from images that are whole; returns when all tasks stand
+    /// and none runs. `pages` is asked for pages from the resume on.
     ///
     /// # Errors
     /// What could not be rebuilt; nothing of it is left then.

@@ -218,6 +218,10 @@ impl Host for HostModel {
     fn place(&self, _landed: &Landed) -> Value {
         Value::Null
     }
+    fn begin(&mut self, landed: &Landed) -> Result<()> {
+        assert!(landed.bundle.join("rootfs/file").exists());
+        Ok(())
+    }
     fn rebuild(&mut self, landed: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>> {
         if self.fail {
             return Err(Error::refused("model", "cannot rebuild"));

@@ -36,6 +36,9 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
         .then(|| Client::connect(job.work.path(), HANDOFF))
         .transpose()?;
     let mut notices = job.notices()?;
+    if let Some(client) = &client {
+        client.images(GRANT)?;
+    }
     let began = Instant::now();
     let set = Set::load(job.images.path())?;
     set.verify()?;

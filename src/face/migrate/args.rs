@@ -205,6 +205,7 @@ pub(super) fn receive(args: &[String]) -> Result<Receive, Failure> {
             Long("allow-namespace") => r.policy.namespaces.push(text(&mut p)?),
             Long("allow-sysctl") => r.policy.sysctls.push(text(&mut p)?),
             Long("allow-cgroup") => r.policy.cgroups.push(text(&mut p)?),
+            Long("cgroups-path") => r.policy.cgroups_path = Some(text(&mut p)?),
             Long("max-bundle") => {
                 r.max_bundle = p.value().and_then(|v| v.parse()).map_err(usage)?;
             }

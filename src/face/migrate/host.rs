@@ -1,7 +1,8 @@
 //! This host, as the destination of a migration: an unmodified `runc restore`
-//! with this very program as its `criu`. runc's criu rebuilds everything, hands
-//! the empty address spaces over through `WORK/lazy-pages.socket`, and waits for
-//! our grant; we serve the pages and outlive it.
+//! with this very program as its `criu`. It is started while the container still
+//! runs on the source: runc's criu connects to `WORK/lazy-pages.socket`, and waits
+//! there for the images. Then it rebuilds everything, hands the empty address
+//! spaces over, and waits for our grant; we serve the pages and outlive it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -18,15 +19,16 @@ use tracing::{info, warn};
 use crate::base::{Blame, Error, PageRange, Result, ResultExt};
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
-use crate::memory::handoff::{Ready, Server};
+use crate::memory::handoff::{Ready, Server, Session};
 use crate::memory::{Filler, Object, Origin, PageSink, PageSource};
 use crate::migrate::ports::{Host, Landed, Serving};
 use crate::migrate::remote::Remote;
 use crate::runtime::runc;
+use crate::sys::cgroup;
 use crate::wire::message::Offer;
 
-/// How long runc may take to have everything rebuilt.
-const REBUILD: Duration = Duration::from_secs(60);
+/// How long runc may take until its criu waits for the images.
+const BEGIN: Duration = Duration::from_secs(60);
 /// How long a message of the handoff may take.
 const MESSAGE: Duration = Duration::from_secs(30);
 /// How long runc may take to end after the resume.
@@ -39,6 +41,7 @@ pub(super) struct RuncHost {
     options: Vec<String>,
     guardian: Option<Guardian>,
     child: Option<Child>,
+    session: Option<Session>,
     ready: Option<Ready>,
     landed: Option<Landed>,
     resumed: bool,
@@ -57,6 +60,7 @@ impl RuncHost {
             options,
             guardian: Some(Guardian::start(None)?),
             child: None,
+            session: None,
             ready: None,
             landed: None,
             resumed: false,
@@ -227,14 +231,16 @@ impl Host for RuncHost {
         json!({ "runc_root": self.root, "top": landed.bundle.parent() })
     }
 
-    fn rebuild(&mut self, l: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>> {
+    fn begin(&mut self, l: &Landed) -> Result<()> {
+        own_cgroup(l)?;
         let server = Server::bind(&l.work)?;
         self.landed = Some(l.clone());
         self.child = Some(self.start(l)?);
-        let until = Instant::now() + REBUILD;
-        let session = loop {
+        let until = Instant::now() + BEGIN;
+        loop {
             if let Some(s) = server.accept(Some(Duration::from_millis(20)), MESSAGE)? {
-                break s;
+                self.session = Some(s);
+                return Ok(());
             }
             let ended = match &mut self.child {
                 Some(c) => c.try_wait().context(|| "wait for runc".to_owned())?,
@@ -243,7 +249,14 @@ impl Host for RuncHost {
             if ended.is_some() || Instant::now() > until {
                 return Err(self.why(l, ended));
             }
-        };
+        }
+    }
+
+    fn rebuild(&mut self, l: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>> {
+        let session = self
+            .session
+            .take()
+            .ok_or_else(|| Error::bug("rebuild", "nobody waits for the images"))?;
         let (job, ready) = session.receive().map_err(|e| {
             let ended = self.child.as_mut().and_then(|c| c.wait().ok());
             self.why(l, ended).within(e.to_string())
@@ -293,6 +306,7 @@ impl Host for RuncHost {
     }
 
     fn discard(&mut self) {
+        drop(self.session.take());
         if let Some(r) = self.ready.take()
             && let Err(e) = r.abort("the migration was given up")
         {
@@ -315,6 +329,35 @@ impl Host for RuncHost {
             warn!("{e}");
         }
     }
+}
+
+/// The container's cgroup here must be its own: runc's criu is put into it too, and
+/// whoever else is in it would be taken for a part of the container.
+fn own_cgroup(l: &Landed) -> Result<()> {
+    let file = l.bundle.join("config.json");
+    let what = || format!("read {}", file.display());
+    let bytes = std::fs::read(&file).context(what)?;
+    let config: Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::caller(what(), e.to_string()))?;
+    let named = config.pointer("/linux/cgroupsPath").and_then(Value::as_str);
+    let path = named.filter(|p| !p.is_empty()).unwrap_or(&l.id);
+    for mut member in cgroup::own_membership()? {
+        if path.starts_with('/') {
+            member.path = path.to_owned();
+        } else {
+            member.path = format!("{}/{path}", member.path.trim_end_matches('/'));
+        }
+        let Ok(dir) = cgroup::Dir::open(&member) else {
+            continue; // to be made
+        };
+        if let Some(pid) = dir.procs_below()?.first() {
+            return Err(Error::caller(
+                format!("cgroup {} ({})", member.path, member.name),
+                format!("task {pid} is in it already; name another one: --cgroups-path"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Flags that change what user programs may execute; others describe the

@@ -41,6 +41,20 @@ impl Client {
         }
     }
 
+    /// Waits until the images are whole, as long as `patience`: a restorer may be
+    /// started before its tree is captured.
+    ///
+    /// # Errors
+    /// The server gives up, dies, or takes too long.
+    pub fn images(&self, patience: Duration) -> Result<()> {
+        let late = || Error::errno("wait for the images to be whole", libc::ETIMEDOUT);
+        match self.line.receive_within(patience)?.ok_or_else(late)?.0 {
+            Message::Whole => Ok(()),
+            Message::Abort { why } => Err(Error::peer("the images will not come", why)),
+            other => Err(unexpected(&other, "WHOLE")),
+        }
+    }
+
     /// Hands an address space over. Keep `space` until [`Self::ready`] has
     /// returned, then drop it, so that only the server holds its userfaultfd.
     ///

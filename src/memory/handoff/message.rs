@@ -23,6 +23,7 @@ const MAX_MESSAGE: usize = 4096;
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub(super) enum Message {
     Hello { version: u32 },
+    Whole,
     Space { id: u32, pid: i32 },
     Shared { id: u32 },
     Ready { root: i32, spaces: u32, shared: u32 },

@@ -68,7 +68,8 @@ impl Drop for Server {
     }
 }
 
-/// A restorer that is about to hand over.
+/// A restorer that waits for its images. Dropped without [`Session::receive`], it
+/// ends, and has built nothing.
 #[derive(Debug)]
 pub struct Session {
     line: Line,
@@ -83,11 +84,13 @@ pub struct Ready {
 }
 
 impl Session {
-    /// Takes everything over.
+    /// Lets the restorer read the images, which are whole by now, and takes
+    /// everything over that it builds.
     ///
     /// # Errors
     /// What came contradicts itself, or the restorer died.
     pub fn receive(self) -> Result<(Job, Ready)> {
+        self.line.send(&Message::Whole, &[])?;
         let mut job = Job::default();
         loop {
             let (message, rights) = self.line.receive()?;
@@ -121,6 +124,7 @@ impl Session {
                     return Ok((job, ready));
                 }
                 Message::Hello { .. }
+                | Message::Whole
                 | Message::Grant
                 | Message::Abort { .. }
                 | Message::Resumed => {

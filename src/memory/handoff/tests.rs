@@ -48,6 +48,7 @@ fn an_address_space_is_handed_over_and_served_by_the_other_side() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let mut client = Client::connect(dir.path(), LONG).unwrap();
+            client.images(LONG).unwrap();
             client.space(&space).unwrap();
             client.ready(child.pid(), LONG).unwrap();
             drop(space);
@@ -78,6 +79,7 @@ fn an_abort_a_death_and_a_long_silence_all_mean_that_nothing_goes_on() {
         let text = std::thread::scope(|s| {
             let restorer = s.spawn(|| {
                 let mut client = Client::connect(dir.path(), LONG).unwrap();
+                client.images(LONG).unwrap();
                 let patience = if how == "silence" {
                     Duration::from_millis(50)
                 } else {
