@@ -71,7 +71,7 @@ impl Move {
         self.container.bundle.rootfs().join("data")
     }
 
-    fn data_there(&self) -> PathBuf {
+    pub fn data_there(&self) -> PathBuf {
         let top = self.scratch.join("in").join(&self.container.id);
         top.join("bundle/rootfs/data")
     }
@@ -204,6 +204,16 @@ impl Move {
         }
         let v: Value = serde_json::from_str(&o.stdout).unwrap();
         v["status"].as_str().unwrap_or("unknown").to_owned()
+    }
+
+    /// What `dunlin resolve --list` says of a side.
+    pub fn list(&self, side: &str) -> String {
+        must(
+            Command::new(dunlin())
+                .args(["resolve", "--list", "--state"])
+                .arg(self.state(side)),
+        )
+        .stdout
     }
 
     /// `dunlin resolve` on a side.

@@ -19,8 +19,10 @@ pub enum Blame {
     Caller,
     /// An image directory: missing, damaged or contradictory.
     Image,
-    /// The other end of a connection.
+    /// The other end of a connection: what it sent or said.
     Peer,
+    /// The connection itself: it broke, or nothing came. A new one may do better.
+    Link,
     /// The container: it holds an object that cannot be carried.
     Container,
     /// The kernel refused a call, or lacks a feature or a privilege.
@@ -96,9 +98,14 @@ impl Error {
         Self::new(Blame::Container, context, why)
     }
 
-    /// The peer is wrong or gone.
+    /// The peer is wrong, or says that it failed.
     pub fn peer(context: impl Into<String>, why: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Blame::Peer, context, why)
+    }
+
+    /// The connection broke, was closed, or stayed silent.
+    pub fn link(context: impl Into<String>, why: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Blame::Link, context, why)
     }
 
     /// A bug of ours.
@@ -127,6 +134,12 @@ impl Error {
             context: context.into(),
             kind: ErrorKind::Inner(Box::new(self)),
         }
+    }
+
+    /// The same error with another to blame.
+    #[must_use]
+    pub fn blamed(self, blame: Blame) -> Self {
+        Self { blame, ..self }
     }
 
     /// Who has to do something about it.

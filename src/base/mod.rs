@@ -4,6 +4,8 @@
 mod error;
 mod ids;
 pub mod limits;
+mod utc;
 
 pub use error::{Blame, Error, ErrorKind, Result, ResultExt};
+pub use utc::utc;
 pub use ids::{HostPid, NsPid, PAGE_SIZE, PageRange, VAddr};

@@ -11,77 +11,156 @@
 //!   start ---> watches its parent ---> parent dies ---> no address space needs it: ends
 //!                    |                                  |
 //!                    | drop (all pages came)            +--> says so in the status file,
-//!                    v                                       kills the processes and the
-//!                  ends                                      control group, and holds the
-//!                                                            descriptors until the last
+//!                    v                                       kills the processes, and holds
+//!                  ends                                      the descriptors until the last
 //!                                                            address space has ended
 //! ```
 //!
 //! It does not take over serving (that comes later), so it kills: a container
 //! whose memory will never come is not to be left hanging, let alone to read
-//! zeros. The death of both at once is the one hole.
+//! zeros. One that dies is replaced at once; the death of both together is the
+//! one hole. So it leaves our control groups, where it may: who kills one of
+//! those kills us, but not it.
 //!
-//! Put it into another control group and out of reach of what kills the handler.
+//! Children that a task forks after the resume die with their pid namespace, or
+//! wait for their pages for ever; they read no zeros either.
 
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tracing::{error, warn};
 
 use crate::base::{HostPid, Result, ResultExt};
 use crate::memory::Filler;
-use crate::sys::guardian;
+use crate::sys::{cgroup, guardian};
 
 /// A running guardian; drop it when every page is accounted for, and not before.
 #[derive(Debug)]
-pub struct Guardian(guardian::Guardian);
+pub struct Guardian {
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    now: Mutex<guardian::Guardian>,
+    /// Written to when no guardian is needed any more.
+    over: EventFd,
+}
 
 impl Guardian {
-    /// Starts one, before there is any userfaultfd. What it has to say goes to the
-    /// end of the file `status`.
+    /// Starts one, before there is any userfaultfd. What it has to say, and when
+    /// it came to that, goes to the end of the file `status`.
     ///
     /// # Errors
-    /// The file cannot be opened, the process not made.
+    /// The file cannot be opened, process or thread not made.
     pub fn start(status: Option<&Path>) -> Result<Self> {
-        let status = status
-            .map(|path| {
-                OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .mode(0o600)
-                    .open(path)
-                    .context(|| format!("open {}", path.display()))
-            })
-            .transpose()?;
-        guardian::Guardian::start(status.map(OwnedFd::from)).map(Self)
+        let status = status.map(append_to).transpose()?;
+        let first = guardian::Guardian::start(status)?;
+        cgroup::leave_all(first.pid());
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let over = EventFd::from_value_and_flags(0, flags).context(|| "eventfd".to_owned())?;
+        let shared = Arc::new(Shared {
+            now: Mutex::new(first),
+            over,
+        });
+        let kept = Arc::clone(&shared);
+        let keeper = std::thread::Builder::new()
+            .name("guardian".to_owned())
+            .spawn(move || kept.keep())
+            .context(|| "start the guardian's thread".to_owned())?;
+        Ok(Self {
+            shared,
+            keeper: Some(keeper),
+        })
     }
 
-    /// Its pid, to be moved to another control group.
+    /// The pid of the one that lives now.
     pub fn pid(&self) -> HostPid {
-        self.0.pid()
+        self.shared.now().pid()
     }
 
-    /// Readable when the guardian itself has died: start another one.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.0.pidfd()
+    /// Names the file to which it writes when it has to act.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn say_in(&mut self, status: &Path) -> Result<()> {
+        self.shared.now().say_to(append_to(status)?);
+        Ok(())
     }
 
-    /// Adds the processes of a job. Children that they fork are found only
-    /// through [`Self::watch_cgroup`], or die with their pid namespace.
+    /// Adds the processes of a job. Children that they fork are not found: they
+    /// die with their pid namespace.
     ///
     /// # Errors
     /// Too many, or no descriptor left.
     pub fn watch(&mut self, filler: &Filler) -> Result<()> {
         for (_, pidfd) in filler.processes() {
-            self.0.watch(pidfd.as_fd())?;
+            self.shared.now().watch(pidfd.as_fd())?;
         }
         Ok(())
     }
+}
 
-    /// Names the control group (its directory) of the container.
-    pub fn watch_cgroup(&mut self, dir: OwnedFd) {
-        self.0.watch_cgroup(dir);
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        // The counter cannot overflow.
+        let _ = self.shared.over.write(1);
+        if let Some(k) = self.keeper.take() {
+            // It does not panic; and if it did, there is nothing left to keep.
+            let _ = k.join();
+        }
     }
+}
+
+impl Shared {
+    fn now(&self) -> MutexGuard<'_, guardian::Guardian> {
+        // Whole between any two statements that could panic.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces whoever dies, until all is over.
+    fn keep(&self) {
+        loop {
+            let pidfd = match self.now().pidfd().try_clone_to_owned() {
+                Ok(fd) => fd,
+                Err(e) => return error!("the guardian is not watched: {e}"),
+            };
+            let flags = PollFlags::POLLIN;
+            let mut set = [
+                PollFd::new(self.over.as_fd(), flags),
+                PollFd::new(pidfd.as_fd(), flags),
+            ];
+            match poll(&mut set, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(e) => return error!("the guardian is not watched: {e}"),
+                Ok(_) if set[0].any() == Some(true) => return,
+                Ok(_) => {}
+            }
+            let mut now = self.now();
+            if let Err(e) = now.again() {
+                return error!("the guardian died, and there is no other: {e}");
+            }
+            cgroup::leave_all(now.pid());
+            warn!("the guardian died; {} has taken its place", now.pid());
+        }
+    }
+}
+
+fn append_to(path: &Path) -> Result<OwnedFd> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map(OwnedFd::from)
+        .context(|| format!("open {}", path.display()))
 }
 
 #[cfg(test)]

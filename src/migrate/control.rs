@@ -93,7 +93,7 @@ impl Control {
     fn sent_or_told(&mut self, kind: Kind, done: Option<Result<()>>) -> Result<()> {
         match done {
             Some(Ok(())) => Ok(()),
-            None => Err(Error::peer(
+            None => Err(Error::link(
                 format!("send {kind:?}"),
                 format!("not taken within {} s", SEND.as_secs()),
             )),
@@ -115,6 +115,17 @@ impl Control {
     pub fn hear(&mut self, limit: Duration) -> Result<Frame> {
         let f = self.rt.clone().block_on(self.reader.expect(limit))?;
         self.check(f)
+    }
+
+    /// The last word of a session, FORGET.
+    ///
+    /// # Errors
+    /// As [`Control::hear`]; another word.
+    pub fn hear_forget(&mut self, limit: Duration) -> Result<()> {
+        match self.hear(limit)?.kind {
+            Kind::Forget => Ok(()),
+            other => Err(Error::peer(format!("receive {other:?}"), "out of order")),
+        }
     }
 
     /// As [`Control::hear`] does, for a frame that was read elsewhere.

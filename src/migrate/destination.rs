@@ -5,8 +5,8 @@
 //! OFFER                        refuse: nothing to undo
 //! bundle, restorer begun       failure: discard, ABORTED; the source still runs
 //! state, rebuild               failure: discard, ABORTED
-//! READY                        link lost: journal ABORTED, discard; a source that
-//!                              comes back is told so
+//! READY                        failure, or the link is lost: discard, journal ABORTED;
+//!                              the source is told until it says FORGET
 //! RESUMING in the journal      the commit point: from here it may have run
 //! RESUMED                      pages; a lost link is waited for, then it fails loudly
 //! COMPLETE                     kept until FORGET
@@ -17,7 +17,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
@@ -34,7 +34,7 @@ use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
 use super::probe::Probe;
 use super::remote::Remote;
-use crate::base::{Error, Result, ResultExt, limits};
+use crate::base::{Error, Result, ResultExt, limits, utc};
 use crate::wire::frame::{Frame, Kind};
 use crate::wire::message::{
     self, Entry, Figure, Image, Lane, Offer, Reasons, Remove, StateEnd, Step,
@@ -273,18 +273,19 @@ impl Job<'_> {
             Err(e) => return Err(self.give_up(Some(control), e)),
         };
         self.gate.allow_again();
-        let grant = match control.hear(self.o.patience) {
-            Ok(f) if f.kind == Kind::Grant => f,
+        let granted = match control.hear(self.o.patience) {
+            Ok(f) if f.kind == Kind::Grant => self.check_grant(&f),
             Ok(f) => return Err(self.give_up(Some(control), told(&f))),
-            Err(e) => return Err(self.give_up_alone(control, e)),
+            Err(e) => Err(e),
         };
-        if let Err(e) = self.check_grant(&grant) {
-            return Err(self.give_up(Some(control), e));
-        }
         // The commit point of the whole migration.
         let begun = Instant::now();
-        if let Err(e) = self.journal.advance(Phase::Resuming) {
-            return Err(self.give_up(Some(control), e));
+        let committed = granted
+            .and_then(|()| self.host.stands())
+            .and_then(|()| self.journal.note(self.host.place(&self.landed)))
+            .and_then(|()| self.journal.advance(Phase::Resuming));
+        if let Err(e) = committed {
+            return Err(self.give_up_ready(control, e));
         }
         self.figure("journal_us", micros(begun.elapsed()));
         self.o.probe.at("resuming");
@@ -384,39 +385,73 @@ impl Job<'_> {
         e
     }
 
-    /// The link broke between READY and GRANT. A GRANT may be on its way, or in
-    /// the source's journal: it must learn that it was refused.
-    fn give_up_alone(mut self, control: Control, e: Error) -> Error {
-        drop(control);
+    /// READY was said: GRANT may be in the source's journal, or on its way. So the
+    /// source must have heard that it was refused, on this connection or another.
+    fn give_up_ready(mut self, control: Control, e: Error) -> Error {
         self.host.discard();
         if let Err(j) = self.journal.advance(Phase::Aborted) {
             return e.within(format!("and the journal could not be written ({j})"));
         }
-        info!("given up; waiting for the source, to tell it");
         let until = Instant::now() + self.o.patience;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            let lanes = &mut self.lanes;
-            let next = self.rt.block_on(async {
-                tokio::time::timeout(left, lanes.recv())
-                    .await
-                    .ok()
-                    .flatten()
-            });
-            match next {
-                Some(l) if l.lane == Lane::Control => {
-                    let state = crate::wire::session::State::Granted;
-                    Control::again(self.rt.clone(), l, Side::Receiver, state)
-                        .part(Kind::Aborted, &e);
-                    self.clean();
-                    return e;
-                }
-                Some(_) => {}
-                None => break,
+        let mut next = Some(control);
+        while let Some(mut c) = next {
+            let left = || until.saturating_duration_since(Instant::now());
+            let why = Reasons {
+                reasons: vec![e.to_string()],
+            };
+            let heard = c
+                .say(Kind::Aborted, &why)
+                .and_then(|()| c.hear_forget(left()));
+            match heard {
+                Ok(()) => break,
+                Err(lost) => info!("given up, and the source does not know: {lost}"),
             }
+            next = self.next_control(left());
         }
-        // The journal stays: a person may have to tell the source.
-        self.clean_files();
+        self.clean();
         e
+    }
+
+    /// The control lane of a new epoch, if one is opened in time.
+    pub(super) fn next_control(&mut self, left: Duration) -> Option<Control> {
+        let lanes = &mut self.lanes;
+        let rt = &self.rt;
+        let found = rt.block_on(async {
+            tokio::time::timeout(left, async {
+                loop {
+                    match lanes.recv().await {
+                        Some(l) if l.lane == Lane::Control => return Some(l),
+                        Some(_) => {}
+                        None => return None,
+                    }
+                }
+            })
+            .await
+            .ok()
+            .flatten()
+        });
+        let state = crate::wire::session::State::Granted;
+        found.map(|l| Control::again(rt.clone(), l, Side::Receiver, state))
+    }
+
+    /// Says beside the bundle that memory was lost, when and why: whoever looks at
+    /// the container later has nothing else.
+    pub(super) fn note_loss(&self, e: &Error) {
+        let secs = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let when = utc(secs);
+        let line = format!("{} {e}\n", String::from_utf8_lossy(&when));
+        let path = self.landed.loss();
+        let said = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut f| f.write_all(line.as_bytes()));
+        if let Err(e) = said {
+            warn!("write {}: {e}", path.display());
+        }
     }
 
     fn clean(&mut self) {

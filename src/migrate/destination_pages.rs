@@ -12,7 +12,7 @@ use super::control::Control;
 use super::destination::{Job, Received};
 use super::journal::Phase;
 use super::ports::Serving;
-use crate::base::{Error, Result};
+use crate::base::{Blame, Error, Result};
 use crate::wire::frame::Kind;
 use crate::wire::message::{Lane, Missing};
 use crate::wire::secret::Side;
@@ -68,7 +68,9 @@ pub(super) fn serve(
                 if let Some(c) = &mut control {
                     c.part(Kind::Failure, &e);
                 }
-                return Err(e.within(format!("memory of {}", job.landed.id)));
+                let e = e.within(format!("memory of {}", job.landed.id));
+                job.note_loss(&e);
+                return Err(e);
             }
             Event::Control(why) => {
                 let why = match why {
@@ -94,15 +96,16 @@ pub(super) fn serve(
             }
             Event::Lane(l) => attach(&mut job, &mut tasks, l, &serving),
             Event::Late => {
-                let e = Error::peer(
+                let e = Error::link(
                     format!("pages of {}", job.landed.id),
                     format!(
                         "the source did not come back within {} s",
                         job.o.patience.as_secs()
                     ),
                 );
+                job.note_loss(&e);
                 job.remote.give_up();
-                serving.fail(Error::peer("wait for pages", "the source is lost"));
+                serving.fail(Error::link("wait for pages", "the source is lost"));
                 return Err(e.within("the container has been stopped"));
             }
         }
@@ -125,7 +128,7 @@ fn next_event(
                         Ok(f) => Ok(f.kind),
                         Err(e) => Err(e),
                     },
-                    Ok(None) => Err(Error::peer(
+                    Ok(None) => Err(Error::link(
                         "wait for the source",
                         "it closed the connection",
                     )),
@@ -188,8 +191,8 @@ async fn take(
 ) {
     if let Err(e) = remote.take(reader, Arc::clone(&sink)).await {
         warn!("{kind:?} lane: {e}");
-        if e.to_string().contains("the other end says") {
-            // It cannot read a page that we need: that never gets better.
+        if e.blame() != Blame::Link {
+            // A page that it cannot read, or we cannot place: that never gets better.
             sink.lost(e);
         }
     }
@@ -225,6 +228,14 @@ fn say_missing(job: &Job<'_>, control: &mut Option<Control>, serving: &dyn Servi
 
 /// All pages are here: tells the source, waits until it has forgotten its copy.
 fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -> Result<Received> {
+    if let Err(e) = job.host.settle() {
+        // It is no copy to rely on: the source keeps its own.
+        job.note_loss(&e);
+        if let Some(c) = &mut control {
+            c.part(Kind::Failure, &e);
+        }
+        return Err(e);
+    }
     job.journal.advance(Phase::Complete)?;
     job.o.probe.at("all-pages");
     let a = job.remote.arrived();
@@ -237,9 +248,6 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
     ] {
         job.figure(name, value);
     }
-    if let Err(e) = job.host.settle() {
-        warn!("{e}");
-    }
     let until = Instant::now() + job.o.patience;
     let forgotten = loop {
         if let Some(mut c) = control.take()
@@ -248,45 +256,25 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
             // Nothing more is wanted on the lanes for pages.
             tasks.abort_all();
             // It kills its copy and asks its runtime to forget: that takes time.
-            match c.hear(job.o.patience) {
-                Ok(f) if f.kind == Kind::Forget => break true,
-                Ok(_) => {}
+            match c.hear_forget(job.o.patience) {
+                Ok(()) => break true,
                 Err(e) => info!("waiting for FORGET: {e}"),
             }
         }
         let left = until.saturating_duration_since(Instant::now());
-        let lanes = &mut job.lanes;
-        let next = job.rt.block_on(async {
-            tokio::time::timeout(left, lanes.recv())
-                .await
-                .ok()
-                .flatten()
-        });
-        match next {
-            None => break false,
-            Some(l) if l.lane == Lane::Control => {
-                let epoch = l.epoch;
-                control = Some(Control::again(
-                    job.rt.clone(),
-                    l,
-                    Side::Receiver,
-                    State::Granted,
-                ));
-                say_resumed(&job, &mut control, epoch);
-                if let Some(c) = &mut control
-                    && c.say(
-                        Kind::Missing,
-                        &Missing {
-                            last: true,
-                            ..Missing::default()
-                        },
-                    )
-                    .is_err()
-                {
-                    control = None;
-                }
-            }
-            Some(_) => {}
+        let Some(mut next) = job.next_control(left) else {
+            break false;
+        };
+        let nothing = Missing {
+            last: true,
+            ..Missing::default()
+        };
+        let said = next
+            .say(Kind::Resumed, &job.step(0))
+            .and_then(|()| next.say(Kind::Missing, &nothing));
+        match said {
+            Ok(()) => control = Some(next),
+            Err(e) => info!("waiting for FORGET: {e}"),
         }
     };
     job.gate.close();
@@ -296,7 +284,14 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
         bundle: job.landed.bundle.clone(),
         figures: job.figures.clone(),
     };
-    // The images have been used; the container needs its bundle only.
+    // Nothing was lost, and the images have been used; the container needs its
+    // bundle only.
+    let loss = job.landed.loss();
+    if let Err(e) = std::fs::remove_file(&loss)
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        warn!("remove {}: {e}", loss.display());
+    }
     for dir in [&job.landed.images, &job.landed.work] {
         if let Err(e) = std::fs::remove_dir_all(dir) {
             warn!("remove {}: {e}", dir.display());

@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use crate::base::{Result, ResultExt};
+use crate::base::{HostPid, Result, ResultExt};
+use crate::sys::cgroup;
 
 /// The hidden command's name.
 pub const COMMAND: &str = "guard-migration";
@@ -38,6 +39,10 @@ impl Guard {
             .spawn()
             .context(|| "start the migration's guard".to_owned())?;
         let line = child.stdin.take();
+        // Who kills our control group is not to kill it too.
+        if let Ok(pid) = i32::try_from(child.id()) {
+            cgroup::leave_all(HostPid(pid));
+        }
         Ok(Self { child, line })
     }
 

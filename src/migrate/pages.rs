@@ -264,7 +264,7 @@ impl Client {
                 Ok(result) => return result,
                 Err(e) if Instant::now() >= until => {
                     self.remote.give_up();
-                    sink.lost(Error::peer("wait for pages", e.to_string()));
+                    sink.lost(Error::link("wait for pages", e.to_string()));
                     return Err(e.within("the page server is lost"));
                 }
                 Err(e) => {
@@ -313,7 +313,7 @@ impl Client {
                 d = done => Ok(d.unwrap_or_else(|_| Err(Error::bug("wait for all pages", "the waiting thread ended")))),
                 Some(t) = tasks.join_next() => Err(match t {
                     Ok(Err(e)) => e,
-                    Ok(Ok(())) => Error::peer("take pages", "a lane was closed"),
+                    Ok(Ok(())) => Error::link("take pages", "a lane was closed"),
                     Err(e) => Error::other(crate::base::Blame::Us, "take pages", e),
                 }),
             }

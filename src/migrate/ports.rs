@@ -101,6 +101,17 @@ pub struct Landed {
     pub work: PathBuf,
 }
 
+/// The file beside a bundle that tells when and why memory was lost; empty, or
+/// not there, while it is not.
+pub const LOSS: &str = "memory-lost";
+
+impl Landed {
+    /// The [`LOSS`] file.
+    pub fn loss(&self) -> PathBuf {
+        self.bundle.with_file_name(LOSS)
+    }
+}
+
 /// The memory of a container that was rebuilt here, while pages are missing.
 pub trait Serving: Send + Sync {
     /// Where pages go that come in.
@@ -131,7 +142,8 @@ pub trait Host {
     /// Each reason why not.
     fn fit(&mut self, offer: &Offer, landed: &Landed) -> Result<(), Vec<String>>;
 
-    /// What settling needs after our death, for the journal.
+    /// What settling needs after our death, for the journal; more after
+    /// [`Host::rebuild`] than before.
     fn place(&self, landed: &Landed) -> Value;
 
     /// Prepares for the images while the container still runs on the source; its
@@ -148,16 +160,23 @@ pub trait Host {
     /// What could not be rebuilt; nothing of it is left then.
     fn rebuild(&mut self, landed: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>>;
 
+    /// Whether what was rebuilt still stands and can be resumed: the last question
+    /// before the commit point.
+    ///
+    /// # Errors
+    /// It died meanwhile, and why.
+    fn stands(&mut self) -> Result<()>;
+
     /// Lets it run: the commit point has been journaled.
     ///
     /// # Errors
     /// It may have run: a person has to look.
     fn resume(&mut self) -> Result<()>;
 
-    /// All pages are here, the session is over: what still serves may end.
+    /// All pages are here: what still serves may end.
     ///
     /// # Errors
-    /// Whatever that could not be done; the container runs.
+    /// The runtime does not have the container: this copy must not be the only one.
     fn settle(&mut self) -> Result<()>;
 
     /// Throws away whatever was rebuilt; only before [`Host::resume`].

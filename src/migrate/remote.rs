@@ -187,7 +187,7 @@ impl PageSource for Remote {
     fn want(&self, want: Want, _sink: &dyn PageSink) -> Result<()> {
         let mut s = self.state();
         if s.lost {
-            return Err(Error::peer("ask for a page", "the source is lost"));
+            return Err(Error::link("ask for a page", "the source is lost"));
         }
         let key = (want.page.object, want.page.at);
         let mut fresh = false;

@@ -278,6 +278,12 @@ impl Job<'_> {
         if let Err(j) = std::fs::remove_file(self.journal.path()) {
             warn!("remove journal: {j}");
         }
+        // Until it has heard that it was heard, the destination says it again.
+        if control.state() == crate::wire::session::State::Aborted
+            && let Err(lost) = control.say(Kind::Forget, &Step::default())
+        {
+            info!("the destination was not told: {lost}");
+        }
         e
     }
 

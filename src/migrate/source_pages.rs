@@ -95,9 +95,9 @@ pub(super) fn commit(
     }
 }
 
-/// The other end said in words that it cannot go on, or this end cannot.
+/// Not the link: the other end said that it cannot go on, or this end cannot.
 fn is_final(e: &Error) -> bool {
-    matches!(e.blame(), Blame::Us) || e.to_string().contains("the other end says")
+    e.blame() != Blame::Link
 }
 
 fn reconnect(job: &Job<'_>, epoch: &mut u64) -> Result<(Control, Lanes)> {
@@ -211,7 +211,7 @@ pub(super) async fn serve(
     let p = Arc::clone(pump);
     tasks.spawn(async move {
         p.answer(fault.reader, fault.writer).await?;
-        Err(Error::peer("serve faults", "the fault lane was closed"))
+        Err(Error::link("serve faults", "the fault lane was closed"))
     });
     for mut lane in bulk {
         let p = Arc::clone(pump);
@@ -220,7 +220,7 @@ pub(super) async fn serve(
             // Open until the other end closes it or all ends: what was sent
             // last must not be cut.
             match lane.reader.next().await? {
-                None => Err(Error::peer("push pages", "a bulk lane was closed")),
+                None => Err(Error::link("push pages", "a bulk lane was closed")),
                 Some(f) if f.kind == Kind::Failure => Err(told(&f)),
                 Some(f) => Err(Error::peer(
                     format!("receive {:?}", f.kind),
@@ -237,7 +237,7 @@ pub(super) async fn serve(
             biased;
             f = &mut next => {
                 return f?.ok_or_else(|| {
-                    broken.unwrap_or_else(|| Error::peer("wait for COMPLETE", "the peer closed the connection"))
+                    broken.unwrap_or_else(|| Error::link("wait for COMPLETE", "the peer closed the connection"))
                 });
             }
             Some(done) = tasks.join_next() => match done {

@@ -242,6 +242,9 @@ impl Host for HostModel {
             world: Arc::clone(&self.world),
         }))
     }
+    fn stands(&mut self) -> Result<()> {
+        Ok(())
+    }
     fn resume(&mut self) -> Result<()> {
         self.world.destination_runs.store(true, Ordering::SeqCst);
         self.world.check();

@@ -286,13 +286,27 @@ pub fn delete(root: &Path, id: &str) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
     if said.contains("does not exist") {
-        return Ok(());
+        return forget_unborn(&root.join(id));
     }
     Err(Error::new(
         Blame::Caller,
         format!("runc delete --force {id}"),
         said,
     ))
+}
+
+/// A runc that is killed before it has written `state.json` leaves its directory,
+/// which no runc removes, nor makes again.
+fn forget_unborn(dir: &Path) -> Result<()> {
+    if dir.join("state.json").exists() {
+        return Ok(());
+    }
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::os(format!("remove {}", dir.display()), e))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -307,6 +307,7 @@ fn blame_code(b: Blame) -> u8 {
         Blame::Peer => 3,
         Blame::Container => 4,
         Blame::Kernel => 5,
+        Blame::Link => 6,
     }
 }
 
@@ -317,6 +318,7 @@ fn blame_of(code: u8) -> Blame {
         3 => Blame::Peer,
         4 => Blame::Container,
         5 => Blame::Kernel,
+        6 => Blame::Link,
         _ => Blame::Us,
     }
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use crate::base::{Error, HostPid, Result};
+use crate::base::{Error, HostPid, Result, utc};
 use crate::sys::pidfd;
 
 /// Processes that one guardian can stop by descriptor.
@@ -24,16 +24,14 @@ struct Board {
     released: AtomicU32,
     /// How many of `pidfds` are valid.
     watched: AtomicU32,
-    /// A directory of a control group whose processes are killed, or -1.
-    cgroup: AtomicI32,
     /// Where to say what happened, or -1.
     status: AtomicI32,
     pidfds: [AtomicI32; MAX_WATCHED],
 }
 
-const SAID: &[u8] = b"the page handler died; the container is killed, so that no page of it \
+const SAID: &[u8] = b" the page handler died; the container is killed, so that no page of it \
 reads as zeros\n";
-const DONE: &[u8] = b"all its processes are gone\n";
+const DONE: &[u8] = b" all its processes are gone\n";
 const UFFDIO_CONTINUE: u32 = 0xc020_aa07;
 
 /// A running guardian. Dropping it lets it go: do that only when no descriptor
@@ -81,39 +79,44 @@ impl Guardian {
         let ours = pidfd::open(HostPid(me))?;
         // SAFETY: zeroed memory is a valid Board, and lives as long as `self`.
         let shared = unsafe { board.as_ref() };
-        shared.cgroup.store(-1, Ordering::Release);
         let said = status.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         shared.status.store(said, Ordering::Release);
-        let mut pidfd: RawFd = -1;
-        let flags = libc::CLONE_FILES | libc::CLONE_PIDFD;
-        // SAFETY: like fork(2) but for the table of descriptors; the child runs
-        // on a copy of this stack, makes raw calls only and never returns.
-        let pid = unsafe {
-            libc::syscall(
-                libc::SYS_clone,
-                i64::from(flags),
-                0,
-                &raw mut pidfd,
-                ptr::null_mut::<i32>(),
-                0,
-            )
-        };
-        if pid == 0 {
-            watch_over(shared, ours.as_raw_fd());
-        }
-        let Ok(pid @ 1..) = i32::try_from(pid) else {
-            return Err(Error::last_os("clone the guardian"));
-        };
-        // SAFETY: clone(2) has just made this descriptor, for us alone.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let (pid, pidfd) = spawn(shared, ours.as_fd())?;
         let mut kept = vec![ours];
         kept.extend(status);
         Ok(Self {
             board,
-            pid: HostPid(pid),
+            pid,
             pidfd,
             kept,
         })
+    }
+
+    /// Another one in place of one that has died; it is told all that the first
+    /// was.
+    ///
+    /// # Errors
+    /// Those of clone(2).
+    pub fn again(&mut self) -> Result<()> {
+        let Some(ours) = self.kept.first() else {
+            return Err(Error::bug("replace the guardian", "it had no descriptor"));
+        };
+        // SAFETY: the board lives as long as `self`.
+        let shared = unsafe { self.board.as_ref() };
+        let (pid, pidfd) = spawn(shared, ours.as_fd())?;
+        let old = std::mem::replace(&mut self.pid, pid);
+        self.pidfd = pidfd;
+        // SAFETY: the status pointer may be null. __WALL: it ends without a signal.
+        unsafe { libc::waitpid(old.0, ptr::null_mut(), libc::__WALL) };
+        Ok(())
+    }
+
+    /// Names the file to which it writes when it has to act.
+    pub fn say_to(&mut self, status: OwnedFd) {
+        // SAFETY: the board lives as long as `self`.
+        let board = unsafe { self.board.as_ref() };
+        board.status.store(status.as_raw_fd(), Ordering::Release);
+        self.kept.push(status);
     }
 
     /// Its pid: move it to a control group that is not the container's.
@@ -145,13 +148,6 @@ impl Guardian {
         Ok(())
     }
 
-    /// Names a control group (its directory) all of whose processes are killed.
-    pub fn watch_cgroup(&mut self, dir: OwnedFd) {
-        // SAFETY: the board lives as long as `self`.
-        let board = unsafe { self.board.as_ref() };
-        board.cgroup.store(dir.as_raw_fd(), Ordering::Release);
-        self.kept.push(dir);
-    }
 }
 
 impl Drop for Guardian {
@@ -166,6 +162,32 @@ impl Drop for Guardian {
         // its own.
         unsafe { libc::munmap(self.board.as_ptr().cast(), size_of::<Board>()) };
     }
+}
+
+fn spawn(board: &Board, ours: BorrowedFd<'_>) -> Result<(HostPid, OwnedFd)> {
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_FILES | libc::CLONE_PIDFD;
+    // SAFETY: like fork(2) but for the table of descriptors; the child runs
+    // on a copy of this stack, makes raw calls only and never returns.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            i64::from(flags),
+            0,
+            &raw mut pidfd,
+            ptr::null_mut::<i32>(),
+            0,
+        )
+    };
+    if pid == 0 {
+        watch_over(board, ours.as_raw_fd());
+    }
+    let Ok(pid @ 1..) = i32::try_from(pid) else {
+        return Err(Error::last_os("clone the guardian"));
+    };
+    // SAFETY: clone(2) has just made this descriptor, for us alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((HostPid(pid), pidfd))
 }
 
 /// The guardian's life.
@@ -214,9 +236,19 @@ fn wait_for(fd: RawFd, millis: i32) {
 
 fn say(board: &Board, text: &[u8]) {
     let fd = board.status.load(Ordering::Acquire);
-    if fd >= 0 {
-        // SAFETY: a constant text of known length.
-        unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: a timespec on this stack, of which all zeros is one.
+    let now = unsafe {
+        let mut now: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now);
+        now.tv_sec
+    };
+    let when = utc(u64::try_from(now).unwrap_or(0));
+    for part in [&when[..], text] {
+        // SAFETY: a slice of known length.
+        unsafe { libc::write(fd, part.as_ptr().cast(), part.len()) };
     }
 }
 
@@ -235,48 +267,6 @@ fn kill_all(board: &Board) {
             )
         };
     }
-    let dir = board.cgroup.load(Ordering::Acquire);
-    if dir < 0 {
-        return;
-    }
-    // SAFETY: constant names, a descriptor of our own.
-    unsafe {
-        let kill = libc::openat(dir, c"cgroup.kill".as_ptr(), libc::O_WRONLY);
-        if kill >= 0 {
-            libc::write(kill, b"1".as_ptr().cast(), 1);
-            libc::close(kill);
-            return;
-        }
-    }
-    // SAFETY: a constant name.
-    let procs = unsafe { libc::openat(dir, c"cgroup.procs".as_ptr(), libc::O_RDONLY) };
-    if procs < 0 {
-        return;
-    }
-    let mut pid = 0i32;
-    let mut buf = [0u8; 512];
-    loop {
-        // SAFETY: `buf` has the length that is given.
-        let n = unsafe { libc::read(procs, buf.as_mut_ptr().cast(), buf.len()) };
-        let Ok(n @ 1..) = usize::try_from(n) else {
-            break;
-        };
-        for b in buf.iter().take(n) {
-            if b.is_ascii_digit() {
-                pid = pid.wrapping_mul(10).wrapping_add(i32::from(b - b'0'));
-                continue;
-            }
-            // SAFETY: plain values; never ourselves, nor everyone.
-            unsafe {
-                if pid > 1 && pid != libc::getpid() {
-                    libc::kill(pid, libc::SIGKILL);
-                }
-            }
-            pid = 0;
-        }
-    }
-    // SAFETY: opened above.
-    unsafe { libc::close(procs) };
 }
 
 /// Whether some userfaultfd in our table guards an address space that lives.

@@ -209,7 +209,7 @@ impl Header {
         if body.len() == self.len && crc.finalize() == self.crc {
             Ok(())
         } else {
-            Err(Error::peer(
+            Err(Error::link(
                 format!("read {:?} frame", self.kind),
                 "checksum differs: damaged on the way",
             ))

@@ -25,7 +25,7 @@
 //! ```text
 //!   Offered .. Ready   source may say ABORT; the destination discards, answers ABORTED
 //!   Offered .. Granted destination may say ABORTED by itself (until it has journaled RESUMING)
-//!   Granted            the source goes back only on ABORTED
+//!   Granted            the source goes back only on ABORTED, and answers FORGET
 //!   Running ..         nobody goes back; a lost link is reconnected in a new epoch
 //! ```
 //!
@@ -101,6 +101,7 @@ impl State {
         use Side::{Receiver, Source};
         use State as S;
         Some(match (self, side, kind) {
+            (S::Aborted, Source, Kind::Forget) => S::Done,
             // Crossing messages: once given up, the rest is swallowed.
             (S::Aborted, Source, k) if of_source(k) => S::Aborted,
             (S::Aborting, Receiver, Kind::Aborted) => S::Aborted,

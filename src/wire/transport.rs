@@ -66,25 +66,23 @@ impl Reader {
     pub async fn next(&mut self) -> Result<Option<Frame>> {
         let mut head = [0u8; HEADER];
         let what = || format!("receive from {}", self.peer);
-        let first = self.io.read(&mut head).await.context(what)?;
+        let first = linked(self.io.read(&mut head).await, what)?;
         if first == 0 {
             return Ok(None);
         }
         if first < HEADER {
-            self.io
-                .read_exact(&mut head[first..])
-                .await
-                .context(|| format!("receive frame header from {}", self.peer))?;
+            let rest = self.io.read_exact(&mut head[first..]).await;
+            linked(rest, || format!("receive frame header from {}", self.peer))?;
         }
         let header = Header::parse(&head)?;
         let mut body = std::mem::take(&mut self.spare);
         // Bounded by the limit of the kind, which `parse` has checked.
         body.clear();
         body.resize(header.len, 0);
-        self.io
-            .read_exact(&mut body)
-            .await
-            .context(|| format!("receive {:?} from {}", header.kind, self.peer))?;
+        let whole = self.io.read_exact(&mut body).await;
+        linked(whole, || {
+            format!("receive {:?} from {}", header.kind, self.peer)
+        })?;
         header.check(&body)?;
         Ok(Some(Frame {
             kind: header.kind,
@@ -98,11 +96,11 @@ impl Reader {
     /// As [`Reader::next`]; also when the peer closed or said nothing in time.
     pub async fn expect(&mut self, limit: Duration) -> Result<Frame> {
         match timeout(limit, self.next()).await {
-            Err(_) => Err(Error::peer(
+            Err(_) => Err(Error::link(
                 format!("wait for {}", self.peer),
                 format!("no answer within {} s", limit.as_secs()),
             )),
-            Ok(Ok(None)) => Err(Error::peer(
+            Ok(Ok(None)) => Err(Error::link(
                 format!("receive from {}", self.peer),
                 "the peer closed the connection",
             )),
@@ -129,8 +127,8 @@ impl Writer {
     /// The connection fails.
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         let what = || format!("send to {}", self.peer);
-        self.io.write_all(bytes).await.context(what)?;
-        self.io.flush().await.context(what)?;
+        linked(self.io.write_all(bytes).await, what)?;
+        linked(self.io.flush().await, what)?;
         self.sent += bytes.len() as u64;
         Ok(())
     }
@@ -171,10 +169,9 @@ impl Writer {
     /// # Errors
     /// The connection fails.
     pub async fn close(&mut self) -> Result<()> {
-        self.io
-            .shutdown()
-            .await
-            .context(|| format!("close lane to {}", self.peer))
+        linked(self.io.shutdown().await, || {
+            format!("close lane to {}", self.peer)
+        })
     }
 }
 
@@ -189,6 +186,11 @@ pub struct Opened {
     pub reader: Reader,
     /// Outgoing frames.
     pub writer: Writer,
+}
+
+/// What fails in the kernel here is the connection, not the peer.
+fn linked<T>(done: std::io::Result<T>, what: impl FnOnce() -> String) -> Result<T> {
+    done.map_err(|e| Error::os(what(), e).blamed(Blame::Link))
 }
 
 fn halves(io: Box<dyn Duplex>, peer: SocketAddr) -> (Reader, Writer) {
@@ -230,7 +232,7 @@ pub async fn open(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Resu
     timeout(HANDSHAKE, open_inner(to, token, lane, epoch))
         .await
         .unwrap_or_else(|_| {
-            Err(Error::peer(
+            Err(Error::link(
                 format!("connect to {to}"),
                 format!("no answer within {} s", HANDSHAKE.as_secs()),
             ))
@@ -238,9 +240,7 @@ pub async fn open(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Resu
 }
 
 async fn open_inner(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Result<Opened> {
-    let tcp = TcpStream::connect(to)
-        .await
-        .context(|| format!("connect to {to}"))?;
+    let tcp = linked(TcpStream::connect(to).await, || format!("connect to {to}"))?;
     tune(&tcp)?;
     let mut channel = Vec::new();
     let io: Box<dyn Duplex> = match token.fingerprint {
@@ -313,7 +313,7 @@ pub async fn accept(
     timeout(HANDSHAKE, accept_inner(tcp, peer, token, identity, admit))
         .await
         .unwrap_or_else(|_| {
-            Err(Error::peer(
+            Err(Error::link(
                 format!("handshake with {peer}"),
                 format!("not done within {} s", HANDSHAKE.as_secs()),
             ))
@@ -431,7 +431,8 @@ pub async fn expect_kind<M: prost::Message + Default>(
     message::parse(kind, &f.body)
 }
 
-/// The error that the peer put into words.
+/// The error that the peer put into words: its blame is the peer's, never the
+/// link's.
 pub fn told(f: &Frame) -> Error {
     let why = match message::parse::<Reasons>(f.kind, &f.body) {
         Ok(r) if !r.reasons.is_empty() => r

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use crate::base::{Blame, Error, PageRange, Result, ResultExt};
+use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
 use crate::memory::handoff::{Ready, Server, Session};
@@ -24,7 +24,7 @@ use crate::memory::{Filler, Object, Origin, PageSink, PageSource};
 use crate::migrate::ports::{Host, Landed, Serving};
 use crate::migrate::remote::Remote;
 use crate::runtime::runc;
-use crate::sys::cgroup;
+use crate::sys::{cgroup, procfs};
 use crate::wire::message::Offer;
 
 /// How long runc may take until its criu waits for the images.
@@ -44,6 +44,8 @@ pub(super) struct RuncHost {
     session: Option<Session>,
     ready: Option<Ready>,
     landed: Option<Landed>,
+    /// What was rebuilt, with start times: pids come again.
+    tasks: Vec<(HostPid, u64)>,
     resumed: bool,
 }
 
@@ -63,6 +65,7 @@ impl RuncHost {
             session: None,
             ready: None,
             landed: None,
+            tasks: Vec::new(),
             resumed: false,
         })
     }
@@ -112,6 +115,22 @@ impl RuncHost {
             .process_group(0)
             .spawn()
             .context(|| "run runc restore".to_owned())
+    }
+
+    /// runc did not end well after the resume: whether it has the container all the
+    /// same.
+    fn known(&self, ended: Option<ExitStatus>) -> Result<()> {
+        let Some(l) = &self.landed else {
+            return Err(Error::bug("wait for runc", "nothing was rebuilt"));
+        };
+        let why = self.why(l, ended);
+        match runc::Container::load(&self.root, &l.id) {
+            Ok(_) => {
+                warn!("{why}; the container runs");
+                Ok(())
+            }
+            Err(state) => Err(why.within(format!("{state} after its restore"))),
+        }
     }
 
     /// Why runc ended, in its own and our engine's words.
@@ -228,7 +247,11 @@ impl Host for RuncHost {
     }
 
     fn place(&self, landed: &Landed) -> Value {
-        json!({ "runc_root": self.root, "top": landed.bundle.parent() })
+        json!({
+            "runc_root": self.root,
+            "top": landed.bundle.parent(),
+            "tasks": self.tasks.iter().map(|(p, t)| (p.0, t)).collect::<Vec<_>>(),
+        })
     }
 
     fn begin(&mut self, l: &Landed) -> Result<()> {
@@ -262,9 +285,14 @@ impl Host for RuncHost {
             self.why(l, ended).within(e.to_string())
         })?;
         info!(spaces = job.spaces.len(), root = ready.root().0, "rebuilt");
+        for space in &job.spaces {
+            let started = procfs::stat(space.pid)?.start_time;
+            self.tasks.push((space.pid, started));
+        }
         let filler = Filler::new(job)?;
         if let Some(g) = &mut self.guardian {
             g.watch(&filler)?;
+            g.say_in(&l.loss())?;
         }
         let source: Arc<dyn PageSource> = pages;
         let handler = Handler::start(Arc::clone(&filler), source, Box::new(|_| OnLoss::Kill))?;
@@ -273,6 +301,20 @@ impl Host for RuncHost {
             filler,
             handler: Mutex::new(Some(handler)),
         }))
+    }
+
+    fn stands(&mut self) -> Result<()> {
+        let waits = self.ready.as_ref().map_or(Ok(false), Ready::waits)?;
+        let ended = match &mut self.child {
+            Some(c) => c.try_wait().context(|| "wait for runc".to_owned())?,
+            None => None,
+        };
+        match &self.landed {
+            Some(l) if !waits || ended.is_some() => {
+                Err(self.why(l, ended).within("it does not wait any more"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn resume(&mut self) -> Result<()> {
@@ -295,11 +337,7 @@ impl Host for RuncHost {
                 Some(s) if s.success() => return Ok(()),
                 None if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
                 ended => {
-                    let l = self.landed.clone();
-                    return Err(l.map_or_else(
-                        || Error::bug("wait for runc", "nothing was rebuilt"),
-                        |l| self.why(&l, ended),
-                    ));
+                    return self.known(ended);
                 }
             }
         }

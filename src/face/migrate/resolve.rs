@@ -2,6 +2,7 @@
 //! to be settled without asking. The journal is read first, always.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,17 @@ use tracing::{info, warn};
 
 use super::args::{self, Decision};
 use super::container::place_from_json;
-use crate::base::{Error, Result};
+use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
 use crate::face::{Failure, log};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
+use crate::migrate::ports::LOSS;
 use crate::runtime::runc;
+use crate::sys::{pidfd, procfs};
+use crate::wire::transport::printable;
+
+/// How long a killed task may take to die.
+const DEATH: Duration = Duration::from_secs(30);
 
 /// Lists or settles.
 ///
@@ -26,18 +33,25 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let Some(id) = r.id else {
         for path in journal::list(&r.shared.state)? {
             match journal::read(&path) {
-                Ok(s) => println!(
-                    "{}  {:?} {:?}  peer {}  {}",
-                    s.facts.id,
-                    s.facts.side,
-                    s.phase,
-                    s.facts.peer,
-                    if journal::is_owned(&path)? {
+                Ok(s) => {
+                    let next = if journal::is_owned(&path)? {
                         "under way"
                     } else {
                         advice(&s)
+                    };
+                    let (f, when) = (&s.facts, utc(s.at / 1000));
+                    println!(
+                        "{}  {:?} {:?} since {}  peer {}  {next}",
+                        f.id,
+                        f.side,
+                        s.phase,
+                        String::from_utf8_lossy(&when),
+                        f.peer,
+                    );
+                    for line in loss(&s).lines() {
+                        println!("  loss: {}", printable(line));
                     }
-                ),
+                }
                 Err(e) => println!("{}: {e}", path.display()),
             }
         }
@@ -57,6 +71,19 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     } else {
         Err(Error::caller(format!("resolve {id}"), "there is nothing to settle").into())
     }
+}
+
+/// What was written beside the container of a destination whose memory was lost.
+fn loss(s: &Story) -> String {
+    let Ok(top) = text(&s.facts.port, "top") else {
+        return String::new(); // a source
+    };
+    let mut said = Vec::new();
+    if let Ok(f) = std::fs::File::open(top.join(LOSS)) {
+        // What cannot be read is not said.
+        let _ = f.take(16 << 10).read_to_end(&mut said);
+    }
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 fn advice(s: &Story) -> &'static str {
@@ -107,7 +134,7 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
             Decision::Journal | Decision::Discard,
         )
         | (Side::Destination, Phase::Resuming | Phase::Resumed, Decision::Discard) => {
-            discard(&s.facts.port, id)?;
+            discard(place, id)?;
             journal.settle()?;
             Ok(format!("nothing of {id} is left here"))
         }
@@ -145,10 +172,40 @@ fn text(v: &Value, key: &str) -> Result<PathBuf> {
         .ok_or_else(|| Error::caller("journal", format!("has no {key}")))
 }
 
+/// Kills what was rebuilt, whether runc came to know it or not. The first task
+/// takes all others of its pid namespace along.
+fn kill_tasks(place: &Value) -> Result<()> {
+    let tasks = place.get("tasks").and_then(Value::as_array);
+    for task in tasks.into_iter().flatten() {
+        let pid = task.get(0).and_then(Value::as_i64).unwrap_or(0);
+        let started = task.get(1).and_then(Value::as_u64);
+        let Some(pid) = i32::try_from(pid).ok().filter(|p| *p > 0).map(HostPid) else {
+            return Err(Error::caller("journal", "names no task"));
+        };
+        // Opened first: from then on it is the same one.
+        let Ok(pidfd) = pidfd::open(pid) else {
+            continue; // gone
+        };
+        if procfs::stat(pid).ok().map(|s| s.start_time) != started {
+            continue; // another by now
+        }
+        match pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL) {
+            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(e),
+            _ => {}
+        }
+        if !pidfd::wait_exit(pidfd.as_fd(), Some(DEATH))? {
+            let what = format!("wait for the death of task {pid}");
+            return Err(Error::errno(what, libc::ETIMEDOUT));
+        }
+    }
+    Ok(())
+}
+
 /// Throws a copy away: what runc knows, what lies on disk.
 fn discard(place: &Value, id: &str) -> Result<()> {
     let root = text(place, "runc_root")?;
     let top = text(place, "top")?;
+    kill_tasks(place)?;
     // A restore that was under way notices that nobody will grant; runc forgets
     // the container by itself then, or we ask it to.
     let until = Instant::now() + Duration::from_secs(10);
@@ -171,7 +228,7 @@ fn discard(place: &Value, id: &str) -> Result<()> {
 pub(super) fn settle_stale(state: &Path) {
     for path in journal::list(state).unwrap_or_default() {
         match Journal::take_over(&path) {
-            Ok((j, s)) if s.phase.source_may_thaw() => match settle(j, &s, Decision::Journal) {
+            Ok((j, s)) if settles_alone(&s) => match settle(j, &s, Decision::Journal) {
                 Ok(said) => info!("{said}"),
                 Err(e) => warn!("{e}"),
             },
@@ -207,10 +264,19 @@ pub(super) fn guard(args: &[String]) -> Result<(), Failure> {
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     };
-    if s.phase.source_may_thaw() {
+    if settles_alone(&s) {
         settle(j, &s, Decision::Journal)?;
     }
     Ok(())
+}
+
+/// Whether nobody has to be asked. A destination that is complete may be settled
+/// too, but until its source has forgotten, a person may want to read of it.
+fn settles_alone(s: &Story) -> bool {
+    match s.facts.side {
+        Side::Source => s.phase.source_may_thaw() || s.phase == Phase::Complete,
+        Side::Destination => s.phase.destination_may_discard(),
+    }
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn when_the_handler_is_killed_its_tasks_die_and_never_read_zeros() {
     assert_eq!(ended, Err(libc::SIGKILL));
     let said = std::fs::read_to_string(status.path()).unwrap();
     assert!(
-        said.starts_with("the page handler died; the container is killed"),
+        said.starts_with("20") && said.contains("Z the page handler died; the container is killed"),
         "{said}"
     );
 }
@@ -114,4 +114,31 @@ fn a_guardian_that_is_dropped_leaves_nothing_behind() {
     let pid = guardian.pid();
     drop(guardian);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_guardian_that_dies_is_replaced() {
+    let guardian = Guardian::start(None).unwrap();
+    let first = guardian.pid();
+    let held = crate::sys::pidfd::open(first).unwrap();
+    crate::sys::pidfd::send_signal(held.as_fd(), libc::SIGKILL).unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while guardian.pid() == first {
+        assert!(std::time::Instant::now() < end, "nobody took its place");
+        std::thread::yield_now();
+    }
+    let second = guardian.pid();
+    drop(guardian);
+    for pid in [first, second] {
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+}
+
+#[test]
+fn a_guardian_leaves_our_control_groups() {
+    let guardian = Guardian::start(None).unwrap();
+    if cgroup::leave_all(guardian.pid()) {
+        let at = cgroup::membership(guardian.pid()).unwrap();
+        assert!(at.iter().all(|m| m.path == "/"), "{at:?}");
+    }
 }

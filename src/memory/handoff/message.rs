@@ -97,6 +97,12 @@ pub(super) struct Line {
     timeout: Duration,
 }
 
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Line {
     pub(super) fn new(fd: OwnedFd, timeout: Duration) -> Self {
         Self { fd, timeout }

@@ -153,6 +153,15 @@ impl Ready {
         }
     }
 
+    /// Whether the restorer still waits for the grant; if not, it is gone, or has
+    /// given up.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn waits(&self) -> Result<bool> {
+        Ok(!poll::readable(self.line.as_fd(), Some(Duration::ZERO))?)
+    }
+
     /// The tree must not go on.
     ///
     /// # Errors

@@ -70,6 +70,22 @@ fn parse_membership(text: &str) -> Option<Vec<Member>> {
     Some(all)
 }
 
+/// Moves a process to the root of every hierarchy, where no kill of another
+/// cgroup finds it; false where that is not allowed.
+pub fn leave_all(pid: HostPid) -> bool {
+    let Ok(members) = membership(pid) else {
+        return false;
+    };
+    let mut all = true;
+    for m in members.iter().filter(|m| m.path != "/") {
+        if let Err(e) = Dir::root(&m.name).and_then(|root| root.take(pid)) {
+            tracing::debug!("process {pid} stays in its cgroup: {e}");
+            all = false;
+        }
+    }
+    all
+}
+
 /// A directory of a hierarchy, open.
 #[derive(Debug)]
 pub struct Dir {
