@@ -183,21 +183,34 @@ fn nothing_there(m: &Move, when: &str) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let below = m.scratch.join("in").display().to_string();
     assert!(!mounts.contains(&below), "{when}: mounts\n{mounts}");
+    let cgroups = cgroups(&format!("{id}-there"));
+    assert!(cgroups.is_empty(), "{when}: {cgroups:?}");
 }
 
-/// Who is in a cgroup of the container and not one of its tasks at the source.
-fn strangers(m: &Move) -> Vec<i32> {
-    let own = m.container.state().map_or(Vec::new(), |_| m.container.pids());
+/// The control groups of a container of the tests, and below.
+fn cgroups(name: &str) -> Vec<String> {
     let found = Command::new("find")
-        .args(["/sys/fs/cgroup", "-path"])
-        .arg(format!("*/dunlin-tests/{}/*", m.container.id))
-        .args(["-name", "cgroup.procs"])
+        .args(["/sys/fs/cgroup", "-type", "d", "-path"])
+        .arg(format!("*/dunlin-tests/{name}*"))
         .output()
         .unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    let named = |l: &&str| l.split('/').any(|part| part == name);
+    found.lines().filter(named).map(str::to_owned).collect()
+}
+
+/// Who is in a cgroup of the container and not one of its tasks.
+fn strangers(m: &Move) -> Vec<i32> {
+    let own = m
+        .container
+        .state()
+        .map_or(Vec::new(), |_| m.container.pids());
     let mut all: Vec<i32> = Vec::new();
-    for file in String::from_utf8(found.stdout).unwrap().lines() {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        all.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
+    for name in [m.container.id.clone(), format!("{}-there", m.container.id)] {
+        for dir in cgroups(&name) {
+            let text = std::fs::read_to_string(format!("{dir}/cgroup.procs")).unwrap_or_default();
+            all.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
+        }
     }
     all.retain(|pid| !own.contains(pid));
     all
@@ -221,7 +234,10 @@ fn resolve(m: &Move, side: &str, decision: &[&str], refused: Option<&str>) {
     let o = m.resolve(side, &root, decision);
     match refused {
         None => assert!(o.ok(), "{side} {decision:?}: {o:?}"),
-        Some(w) => assert!(!o.ok() && o.stderr.contains(w), "{side} {decision:?}: {o:?}"),
+        Some(w) => assert!(
+            !o.ok() && o.stderr.contains(w),
+            "{side} {decision:?}: {o:?}"
+        ),
     }
 }
 

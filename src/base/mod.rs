@@ -7,5 +7,5 @@ pub mod limits;
 mod utc;
 
 pub use error::{Blame, Error, ErrorKind, Result, ResultExt};
-pub use utc::utc;
 pub use ids::{HostPid, NsPid, PAGE_SIZE, PageRange, VAddr};
+pub use utc::utc;

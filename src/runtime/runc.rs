@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use serde::Deserialize;
 
 use crate::base::{Blame, Error, HostPid, Result, ResultExt};
@@ -274,6 +276,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// runc cannot be run, or says why not. A container that it does not know is fine.
 pub fn delete(root: &Path, id: &str) -> Result<()> {
+    unbind(&root.join(id))?;
     let out = Command::new("runc")
         .arg("--root")
         .arg(root)
@@ -286,7 +289,7 @@ pub fn delete(root: &Path, id: &str) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
     if said.contains("does not exist") {
-        return forget_unborn(&root.join(id));
+        return Ok(());
     }
     Err(Error::new(
         Blame::Caller,
@@ -295,17 +298,15 @@ pub fn delete(root: &Path, id: &str) -> Result<()> {
     ))
 }
 
-/// A runc that is killed before it has written `state.json` leaves its directory,
-/// which no runc removes, nor makes again.
-fn forget_unborn(dir: &Path) -> Result<()> {
-    if dir.join("state.json").exists() {
-        return Ok(());
-    }
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::os(format!("remove {}", dir.display()), e))
-        }
-        _ => Ok(()),
+/// A runc that is killed in the midst of a restore leaves the root file system
+/// bound into its own directory; whoever removes that then, as `runc delete` does,
+/// empties the bundle.
+fn unbind(dir: &Path) -> Result<()> {
+    let at = dir.join("criu-root");
+    match umount2(&at, MntFlags::MNT_DETACH) {
+        // No mount there, or nothing at all.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(e) => Err(Error::errno(format!("unmount {}", at.display()), e as i32)),
     }
 }
 
@@ -340,6 +341,30 @@ mod tests {
             c.external_mounts().unwrap(),
             [pair("/data"), pair("/dev/null")]
         );
+    }
+
+    #[test]
+    fn what_a_killed_restore_left_bound_is_let_go_of_and_not_emptied() {
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        let (rootfs, at) = (dir.path().join("rootfs"), dir.path().join("c/criu-root"));
+        fs::create_dir_all(&at).unwrap();
+        fs::create_dir(&rootfs).unwrap();
+        fs::write(rootfs.join("file"), b"kept").unwrap();
+        let bound = mount(
+            Some(&rootfs),
+            &at,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        );
+        if bound.is_err() {
+            return; // not allowed here; the runs under runc show it too
+        }
+        delete(dir.path(), "c").unwrap();
+        assert_eq!(fs::read(rootfs.join("file")).unwrap(), b"kept");
+        assert!(!dir.path().join("c").exists());
+        delete(dir.path(), "c").unwrap();
     }
 
     #[test]

@@ -147,7 +147,6 @@ impl Guardian {
         self.kept.push(own);
         Ok(())
     }
-
 }
 
 impl Drop for Guardian {
