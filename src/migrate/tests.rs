@@ -1,11 +1,12 @@
 //! Whole migrations over real sockets, with a model of a container and of a host
-//! in place of the kernel, and a wire that is cut at any byte.
+//! in place of the kernel, and (in [`cuts`]) a wire that is cut anywhere.
+
+mod cuts;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -271,61 +272,6 @@ impl Host for HostModel {
     }
 }
 
-/// Forwards to `to` until `cut` bytes went either way, then cuts everything; new
-/// connections are served again, or refused for good.
-fn wire(to: SocketAddr, cut: u64, heals: bool) -> SocketAddr {
-    let l = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = l.local_addr().unwrap();
-    let gone = Arc::new(AtomicU64::new(0));
-    std::thread::spawn(move || {
-        let mut pairs: Vec<(TcpStream, TcpStream)> = Vec::new();
-        let cut_now = Arc::new(AtomicBool::new(false));
-        for a in l.incoming() {
-            let a = a.unwrap();
-            if cut_now.load(Ordering::SeqCst) && !heals {
-                continue; // dropped: closed at once
-            }
-            let Ok(b) = TcpStream::connect(to) else {
-                continue;
-            };
-            pairs.push((a.try_clone().unwrap(), b.try_clone().unwrap()));
-            let list: Vec<_> = pairs
-                .iter()
-                .map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()))
-                .collect();
-            let mine = list.len() - 1;
-            let shared = Arc::new(list);
-            for back in [false, true] {
-                let (list, gone, cut_now) = (shared.clone(), gone.clone(), cut_now.clone());
-                std::thread::spawn(move || {
-                    let (a, b) = &list[mine];
-                    let (mut from, mut to) = if back { (b, a) } else { (a, b) };
-                    let mut buf = [0u8; 4096];
-                    while let Ok(n) = from.read(&mut buf) {
-                        if n == 0 {
-                            break;
-                        }
-                        let sum = gone.fetch_add(n as u64, Ordering::SeqCst);
-                        if sum < cut && sum + n as u64 >= cut {
-                            cut_now.store(true, Ordering::SeqCst);
-                            for (x, y) in list.iter() {
-                                let _ = x.shutdown(std::net::Shutdown::Both);
-                                let _ = y.shutdown(std::net::Shutdown::Both);
-                            }
-                            break;
-                        }
-                        if to.write_all(&buf[..n]).is_err() {
-                            break;
-                        }
-                    }
-                    let _ = to.shutdown(std::net::Shutdown::Both);
-                });
-            }
-        }
-    });
-    at
-}
-
 struct Outcome {
     world: Arc<World>,
     source: Result<super::budget::Report>,
@@ -337,19 +283,26 @@ struct Outcome {
 #[derive(Clone, Copy)]
 struct Case {
     plain: bool,
-    cut: Option<(u64, bool)>,
     fail_at: &'static str,
     fail_rebuild: bool,
 }
 
 const FINE: Case = Case {
     plain: true,
-    cut: None,
     fail_at: "",
     fail_rebuild: false,
 };
 
 fn migrate(case: Case) -> Outcome {
+    migrate_over(case, Duration::from_secs(5), |to| to)
+}
+
+/// `wire` gives the address to connect to in place of the receiver's.
+fn migrate_over(
+    case: Case,
+    patience: Duration,
+    wire: impl FnOnce(SocketAddr) -> SocketAddr,
+) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     let rootfs = dir.path().join("src-rootfs");
     std::fs::create_dir(&rootfs).unwrap();
@@ -359,19 +312,11 @@ fn migrate(case: Case) -> Outcome {
     let identity = (!case.plain).then(|| Identity::fresh().unwrap());
     let token = Token::fresh(identity.as_ref().map(|i| &i.certificate[..])).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut to = listener.local_addr().unwrap();
-    if let Some((at, heals)) = case.cut {
-        to = wire(to, at, heals);
-    }
+    let to = wire(listener.local_addr().unwrap());
     let memory = Arc::new(Memory {
         missing: Mutex::new(all_pages()),
         failed: Mutex::new(None),
         done: Condvar::new(),
-    });
-    let patience = Duration::from_millis(if matches!(case.cut, Some((_, false))) {
-        300
-    } else {
-        5000
     });
     let mut host = HostModel {
         world: world.clone(),
@@ -475,61 +420,6 @@ fn a_failure_before_grant_thaws_the_source_and_leaves_nothing_there() {
         assert!(!o.world.destination_runs.load(Ordering::SeqCst));
         assert!(left(&o, "in").is_empty(), "{:?}", left(&o, "in"));
         assert!(left(&o, "src-state").is_empty() && left(&o, "dst-state").is_empty());
-    }
-}
-
-/// Whatever byte the wire breaks at: never two copies, never a wrong page, and
-/// each end's journal tells the truth about what it left behind.
-#[test]
-fn a_wire_cut_anywhere_never_makes_two_copies() {
-    let total = 3_600_000u64;
-    for heals in [true, false] {
-        let cuts = [
-            100, 400, 900, 1500, 2500, 3000, 4000, 5000, 6000, 150_000, 301_000, 305_000,
-        ];
-        let steps = (0..8).map(|i| 310_000 + i * (total - 310_000) / 8);
-        // Around the switch-over every few bytes count.
-        let switch = (0..24).map(|i| 303_000 + i * 250);
-        for cut in cuts.into_iter().chain(switch).chain(steps) {
-            let begun = std::time::Instant::now();
-            let o = migrate(Case {
-                cut: Some((cut, heals)),
-                ..FINE
-            });
-            eprintln!(
-                "cut {cut} heals {heals}: {:?}, source {}, destination {}",
-                begun.elapsed(),
-                o.source
-                    .as_ref()
-                    .map_or_else(|e| e.to_string(), |_| "moved".into()),
-                o.destination
-                    .as_ref()
-                    .map_or_else(|e| e.to_string(), |_| "took".into()),
-            );
-            o.world.check();
-            let here = o.world.source_runs.load(Ordering::SeqCst);
-            let there = o.world.destination_runs.load(Ordering::SeqCst);
-            let dead = o.world.source_dead.load(Ordering::SeqCst);
-            if dead {
-                assert_eq!(o.missing, 0, "cut {cut}: killed while pages were missing");
-                assert!(there);
-            }
-            if here {
-                assert!(!there && o.source.is_err());
-                assert!(left(&o, "src-state").is_empty(), "cut {cut}");
-            }
-            if !here && !dead {
-                // Held: the journal must say so.
-                assert_eq!(left(&o, "src-state"), ["model.source"], "cut {cut}");
-            }
-            if heals && there {
-                assert!(
-                    dead,
-                    "cut {cut}: a healed wire must end well: {:?}",
-                    o.source
-                );
-            }
-        }
     }
 }
 
