@@ -140,6 +140,7 @@ kinds!(
     signalfd,
     memfd,
     pairs,
+    peers,
     unix,
     internet,
     locks("--file-locks"),

@@ -332,6 +332,44 @@ static void pairs_check(void) {
 	must(recv(fd[5], &r, 1, 0) < 0 && errno == EAGAIN);
 }
 
+/* pairs made by us, and by a child that was another user then; an orphaned end */
+static int peer(int s, pid_t pid, uid_t uid, gid_t gid) {
+	struct ucred c;
+	socklen_t n = sizeof c;
+	return !getsockopt(s, SOL_SOCKET, SO_PEERCRED, &c, &n) && c.pid == pid && c.uid == uid && c.gid == gid;
+}
+static pid_t stranger;
+static unsigned *ids; /* that the child could take: its uid, its gid */
+static void peers_set(void) {
+	must(!socketpair(AF_UNIX, SOCK_DGRAM, 0, fd) && !socketpair(AF_UNIX, SOCK_STREAM, 0, fd + 2));
+	ids = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	must(ids != MAP_FAILED && (stranger = fork()) >= 0);
+	if (!stranger) {
+		int p[2];
+		ids[1] = setegid(1002) ? 0 : 1002;
+		ids[0] = seteuid(1001) ? 0 : 1001;
+		if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, p))
+			_exit(3);
+		pass(fd[2], p[0]);
+		pass(fd[2], p[1]);
+		if (seteuid(0) || socketpair(AF_UNIX, SOCK_STREAM, 0, p))
+			_exit(3);
+		pass(fd[2], p[0]);
+		for (;;)
+			pause();
+	}
+	for (int i = 0; i < 3; i++)
+		must((fd[4 + i] = take(fd[3])) >= 0);
+}
+static void peers_check(void) {
+	must(peer(fd[0], getpid(), 0, 0) && peer(fd[1], getpid(), 0, 0));
+	must(peer(fd[2], getpid(), 0, 0) && peer(fd[3], getpid(), 0, 0));
+	must(peer(fd[4], stranger, ids[0], ids[1]) && peer(fd[5], stranger, ids[0], ids[1]));
+	must(peer(fd[6], stranger, 0, ids[1]));
+	must(send(fd[4], "x", 1, 0) == 1 && holds(fd[5], "x"));
+	kill(stranger, SIGKILL);
+}
+
 static void name_of(struct sockaddr_un *a, const char *name) {
 	memset(a, 0, sizeof *a);
 	a->sun_family = AF_UNIX;
@@ -506,7 +544,7 @@ static const struct {
 } kinds[] = {
 #define KIND(k) {#k, k##_set, k##_check}
 	KIND(regular), KIND(ghost), KIND(pipe), KIND(fifo), KIND(eventfd), KIND(counter), KIND(epoll), KIND(timerfd), KIND(signalfd),
-	KIND(memfd), KIND(pairs), KIND(unix), KIND(internet), KIND(locks), KIND(owner), KIND(shared),
+	KIND(memfd), KIND(pairs), KIND(peers), KIND(unix), KIND(internet), KIND(locks), KIND(owner), KIND(shared),
 	KIND(output),
 };
 

@@ -47,6 +47,7 @@ pub use skip::{Need, missing, skipped};
 pub use wait::{Deadline, Lines, Proc, wait_dir, wait_file};
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
@@ -69,10 +70,15 @@ pub fn shared_criu_dir() -> PathBuf {
 
 fn criu_dir_at(dir: PathBuf) -> PathBuf {
     std::fs::create_dir_all(&dir).expect("make the directory of the criu link");
-    match std::os::unix::fs::symlink(dunlin(), dir.join("criu")) {
-        // another test was first
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-        other => other.expect("link criu to dunlin"),
+    let link = dir.join("criu");
+    // another test may have made it; one of another build, in a copied directory,
+    // would have tests run the wrong program
+    if std::fs::read_link(&link).ok() != Some(dunlin()) {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let fresh = dir.join(format!("criu.{}.{number}", std::process::id()));
+        std::os::unix::fs::symlink(dunlin(), &fresh).expect("link criu to dunlin");
+        std::fs::rename(&fresh, &link).expect("put the link in place");
     }
     dir
 }

@@ -126,15 +126,6 @@ impl<'a> Plan<'a> {
             .is_private(ns::Kind::Net)
             .then(|| ns::open(root, ns::Kind::Net))
             .transpose()?;
-        let mut files = Files::open(
-            &self.files,
-            root_dir.as_fd(),
-            net.as_ref().map(AsFd::as_fd),
-            &self.options.inherit,
-            self.set,
-            pages,
-            &plan.shared,
-        )?;
         let mut build = Build::begin(
             plan,
             pages,
@@ -144,6 +135,14 @@ impl<'a> Plan<'a> {
             origin,
         )?;
         build.grow()?;
+        let holder = files::Holder::new(
+            &self.files,
+            root_dir.as_fd(),
+            net.as_ref().map(AsFd::as_fd),
+            &self.options.inherit,
+            &mut |kind, by| build.pair_by(kind, by),
+        )?;
+        let mut files = Files::open(&self.files, holder, self.set, pages, &plan.shared)?;
         build.share()?;
         let living = build.living();
         let mut tables = BTreeSet::new();

@@ -252,6 +252,8 @@ kinds! {
     BinfmtMisc "binfmt-misc" None ".img" Common(0x6734_3323) Records(BinfmtMiscEntry);
     /// Sums of the other files, to notice damage. Ours: CRIU does not know it.
     DunlinManifest "dunlin-manifest" None ".img" Own(0x4455_4e4c) Records(ManifestEntry);
+    /// Credentials of the peers of Unix sockets. Ours.
+    DunlinPeers "dunlin-peers" None ".img" Own(0x4455_5043) Records(PeerCredEntry);
     /// Processors of the machine that made the image.
     Cpuinfo "cpuinfo" None ".img" Common(0x6140_4013) Records(CpuinfoEntry);
     /// Figures of the dump.

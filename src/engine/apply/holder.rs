@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::memory::fill_file;
 use crate::base::{Error, NsPid, Result, ResultExt};
@@ -24,20 +24,18 @@ pub(in crate::engine) struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    /// Opens all files, and fills the memfds that are not plain shared memory.
+    /// Takes over all open files, and fills the memfds that are not plain shared
+    /// memory.
     ///
     /// # Errors
-    /// What cannot be opened, by name.
+    /// A memfd that cannot be filled.
     pub(in crate::engine) fn open(
         plan: &'a files::Plan,
-        root: BorrowedFd<'_>,
-        net: Option<BorrowedFd<'_>>,
-        inherit: &[(String, OwnedFd)],
+        holder: files::Holder,
         set: &Set,
         pages: &dyn PageReader,
         shared: &BTreeMap<u64, SharedMemory>,
     ) -> Result<Self> {
-        let holder = files::Holder::new(plan, root, net, inherit)?;
         for memfd in holder.contents()? {
             if shared.contains_key(&u64::from(memfd.shmid)) {
                 continue;

@@ -2,16 +2,17 @@
 
 use super::holder::Files;
 use super::tree::first_stop;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use super::{Build, Live};
 use crate::base::{Error, HostPid, NsPid, Result, ResultExt};
 use crate::engine::plan::task::{Body, Task, Thread};
+use crate::image::records::PeerCredEntry;
 use crate::objects::files::Descriptor;
 use crate::objects::{credentials, rlimits, seccomp, signals, task, thread, timers};
 use crate::sys::clone::{SET_TID_AT, args_bytes};
-use crate::sys::sched;
 use crate::sys::steer::{Arg, Batch, Steered};
+use crate::sys::{pidfd, sched};
 
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
@@ -53,6 +54,46 @@ impl Build<'_> {
             libc::SYS_pidfd_getfd,
             &[self.service.into(), ours.into(), 0.into()],
         ))
+    }
+
+    /// Makes a Unix pair in the name of a task that stands, with the ids that it
+    /// had then. `None`: there is no such task.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub(in crate::engine) fn pair_by(
+        &mut self,
+        kind: i32,
+        by: &PeerCredEntry,
+    ) -> Result<Option<(OwnedFd, OwnedFd)>> {
+        let Some(live) = self.live.get_mut(&NsPid(by.pid)) else {
+            return Ok(None);
+        };
+        let mut b = Batch::new();
+        let ends = b.buffer(8);
+        effective_ids(&mut b, by.uid, by.gid);
+        b.call(
+            "socketpair",
+            libc::SYS_socketpair,
+            &[
+                libc::AF_UNIX.into(),
+                (kind | libc::SOCK_CLOEXEC).into(),
+                0.into(),
+                ends.into(),
+            ],
+        );
+        effective_ids(&mut b, 0, 0);
+        let told = live.leader.run(&b)?;
+        let handle = pidfd::open(live.host)?;
+        let mut b = Batch::new();
+        let mut take = |index| {
+            let number = told.u32_at(ends, index).cast_signed();
+            b.call("close", libc::SYS_close, &[number.into()]);
+            pidfd::getfd(handle.as_fd(), number)
+        };
+        let pair = (take(0)?, take(1)?);
+        live.leader.run(&b)?;
+        Ok(Some(pair))
     }
 
     fn directories(&mut self, pid: NsPid, body: &Body, files: &Files<'_>) -> Result<()> {
@@ -278,6 +319,21 @@ pub(super) fn body(task: &Task) -> Result<&Body> {
     task.body
         .as_ref()
         .ok_or_else(|| Error::bug(format!("task {}", task.pid), "is a zombie"))
+}
+
+/// Sets the effective ids, which lets go of the effective capabilities, or takes
+/// them again with user 0: the others stay 0. setresuid(2), capabilities(7)
+fn effective_ids(b: &mut Batch, uid: u32, gid: u32) {
+    let keep = u64::from(u32::MAX);
+    let group = [keep.into(), u64::from(gid).into(), keep.into()];
+    let user = [keep.into(), u64::from(uid).into(), keep.into()];
+    if uid == 0 {
+        b.call("setresuid", libc::SYS_setresuid, &user);
+        b.call("setresgid", libc::SYS_setresgid, &group);
+    } else {
+        b.call("setresgid", libc::SYS_setresgid, &group);
+        b.call("setresuid", libc::SYS_setresuid, &user);
+    }
 }
 
 /// Writes /proc/PID/oom_score_adj where it differs: below its present minimum it

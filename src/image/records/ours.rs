@@ -13,3 +13,20 @@ pub struct ManifestEntry {
     #[prost(bytes = "vec", optional, tag = "3")]
     pub sha256: Option<Vec<u8>>,
 }
+
+/// What SO_PEERCRED of a Unix socket says: unix(7).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PeerCredEntry {
+    /// Id of the file.
+    #[prost(uint32, required, tag = "1")]
+    pub file: u32,
+    /// Process, as the root task sees it; 0 for one that it does not see.
+    #[prost(int32, required, tag = "2")]
+    pub pid: i32,
+    /// Effective user at that time.
+    #[prost(uint32, required, tag = "3")]
+    pub uid: u32,
+    /// Effective group at that time.
+    #[prost(uint32, required, tag = "4")]
+    pub gid: u32,
+}

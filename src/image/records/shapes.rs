@@ -142,6 +142,7 @@ shapes! {
     CpuinfoX86Entry: [1 2 3 4 5];
     CpuinfoEntry: [] (1 CpuinfoX86Entry);
     ManifestEntry: [1 2];
+    PeerCredEntry: [1 2 3 4];
     rpc::CriuPageServerInfo: [];
     rpc::CriuVethPair: [1 2];
     rpc::ExtMountMap: [1 2];

@@ -419,6 +419,9 @@ impl Capture {
         for entry in self.sockets.finish(|| ids.fresh())? {
             self.image.push(Image::Files, 0, &entry);
         }
+        for peer in self.sockets.peers() {
+            self.image.push(Image::DunlinPeers, 0, peer);
+        }
         self.finish_epolls()?;
         for (name, bytes) in self.image.files() {
             set.put_raw(name, bytes.to_vec())?;

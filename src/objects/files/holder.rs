@@ -23,7 +23,8 @@ pub struct Holder {
 impl Holder {
     /// Opens everything in `plan`: paths below `root` (the root directory of
     /// the container's mount namespace), sockets in `net` (`None`: ours);
-    /// `inherit` are the descriptors that the caller gives, by their keys.
+    /// `inherit` are the descriptors that the caller gives, by their keys;
+    /// `pairs` makes Unix pairs in the name of a task.
     ///
     /// # Errors
     /// A file that cannot be opened again, by name.
@@ -32,6 +33,7 @@ impl Holder {
         root: BorrowedFd<'_>,
         net: Option<BorrowedFd<'_>>,
         inherit: &[(String, OwnedFd)],
+        pairs: &mut sockets::MakePair<'_>,
     ) -> Result<Self> {
         let mut opener = Opener {
             plan,
@@ -40,7 +42,9 @@ impl Holder {
             memfds: BTreeMap::new(),
             ghosts: BTreeMap::new(),
         };
-        let made = opener.inherited(inherit).and_then(|()| opener.open(net));
+        let made = opener
+            .inherited(inherit)
+            .and_then(|()| opener.open(net, pairs));
         // Ghosts lose their names again, whatever happened.
         let cleaned = opener.remove_ghosts();
         made.and(cleaned)?;
@@ -117,7 +121,11 @@ impl Opener<'_> {
         Ok(())
     }
 
-    fn open(&mut self, net: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn open(
+        &mut self,
+        net: Option<BorrowedFd<'_>>,
+        pairs: &mut sockets::MakePair<'_>,
+    ) -> Result<()> {
         let plan = self.plan;
         let place = Place {
             net,
@@ -134,7 +142,13 @@ impl Opener<'_> {
                     .map_err(|e| e.within(format!("restore file {id}")))?,
             }
         }
-        let mut made = sockets::build(&unix, &inet, &plan.queues, place)?;
+        let mut made = sockets::build(
+            &unix,
+            &inet,
+            &plan.queues,
+            place,
+            sockets::made_by(&unix, &plan.peers, pairs)?,
+        )?;
         for (id, fd) in &made.files {
             self.files.insert(*id, dup(fd.as_fd())?);
         }

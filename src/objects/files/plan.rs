@@ -10,8 +10,8 @@ use crate::base::{Error, NsPid, Result};
 use crate::image::records::{
     EventfdFileEntry, EventpollFileEntry, FdTypes, FdinfoEntry, FifoEntry, FileEntry,
     FileLockEntry, FownEntry, GhostFileEntry, InetSkEntry, MemfdFileEntry, MemfdInodeEntry,
-    PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry, SkPacketEntry,
-    TimerfdEntry, UnixSkEntry,
+    PeerCredEntry, PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry,
+    SkPacketEntry, TimerfdEntry, UnixSkEntry,
 };
 use crate::image::{Kind as Image, Set};
 use crate::objects::sockets;
@@ -166,6 +166,8 @@ pub struct Plan {
     pub(super) pipes: Data,
     pub(super) fifos: Data,
     pub(super) queues: sockets::Queues,
+    /// Whom SO_PEERCRED of Unix sockets names, by their ids.
+    pub(super) peers: BTreeMap<u32, PeerCredEntry>,
     pub(super) memfds: BTreeMap<u32, MemfdInodeEntry>,
     locks: Vec<FileLockEntry>,
     tables: BTreeMap<u32, Vec<Descriptor>>,
@@ -193,6 +195,7 @@ impl Plan {
             pipes: Data::read(set, Image::PipesData)?,
             fifos: Data::read(set, Image::FifoData)?,
             queues: Vec::new(),
+            peers: BTreeMap::new(),
             memfds: BTreeMap::new(),
             locks: Vec::new(),
             tables: BTreeMap::new(),
@@ -207,6 +210,9 @@ impl Plan {
         }
         for entry in set.entries::<SkPacketEntry>(Image::SkQueues, 0)? {
             plan.queues.push((entry.record, entry.payload.to_vec()));
+        }
+        for peer in set.all::<PeerCredEntry>(Image::DunlinPeers, 0)? {
+            plan.peers.insert(peer.file, peer);
         }
         plan.find_inherited(policy)?;
         plan.check(policy)?;

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::stat::fstat;
 
 use super::queue::Message;
-use super::{inet, unix};
+use super::{inet, peer, unix};
 use crate::base::{Error, HostPid, Result, ResultExt};
-use crate::image::records::{FileEntry, FownEntry, ScmEntry, SkPacketEntry};
+use crate::image::records::{FileEntry, FownEntry, PeerCredEntry, ScmEntry, SkPacketEntry};
 use crate::sys::sock_diag::{self, UnixSocket};
 use crate::sys::socket::{namespace, option};
 
@@ -40,6 +40,8 @@ pub struct Capture {
     pub(super) net_ns_id: Option<u32>,
     pub(super) ext_unix_sk: bool,
     listed: Option<BTreeMap<u32, UnixSocket>>,
+    depth: usize,
+    peers: Vec<PeerCredEntry>,
     /// Captured Unix sockets by inode, and their peers.
     pub(super) unix: BTreeMap<u32, Option<unix::Peer>>,
 }
@@ -66,6 +68,8 @@ impl Capture {
             net_ns_id,
             ext_unix_sk,
             listed: None,
+            depth: peer::depth(root)?,
+            peers: Vec::new(),
             unix: BTreeMap::new(),
         })
     }
@@ -89,7 +93,11 @@ impl Capture {
             ));
         }
         match family {
-            libc::AF_UNIX => unix::capture(self, open),
+            libc::AF_UNIX => {
+                self.peers
+                    .extend(peer::credentials(open.fd, open.id, self.depth)?);
+                unix::capture(self, open)
+            }
             _ => Ok((inet::capture(self, open, family)?, Vec::new())),
         }
     }
@@ -107,6 +115,11 @@ impl Capture {
             .ok_or_else(|| {
                 Error::refused(format!("Unix socket {ino}"), "is not listed by the kernel")
             })
+    }
+
+    /// Whom the peers of the Unix sockets were made by.
+    pub fn peers(&self) -> &[PeerCredEntry] {
+        &self.peers
     }
 
     /// Records for the ends of connections that are outside, with ids from `fresh`.

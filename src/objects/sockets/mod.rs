@@ -9,12 +9,14 @@
 mod capture;
 mod inet;
 mod options;
+mod peer;
 mod queue;
 mod rebuild;
 mod unix;
 
 pub use capture::{Capture, Open, attach};
 pub(in crate::objects) use inet::check as check_inet;
+pub use peer::MakePair;
 pub use queue::Message;
-pub(in crate::objects) use rebuild::{Queues, build};
+pub(in crate::objects) use rebuild::{Queues, build, made_by};
 pub(in crate::objects) use unix::check as check_unix;

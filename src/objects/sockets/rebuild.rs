@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::unix::{DGRAM, EXTERNAL, LISTEN};
-use super::{inet, options};
+use super::{MakePair, inet, options};
 use crate::base::{Error, Result};
-use crate::image::records::{InetSkEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
+use crate::image::records::{InetSkEntry, PeerCredEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
 use crate::sys::socket::{
     self, Place, accept, at_place, bind, connect, listen, send, shutdown, unix_pair,
 };
@@ -27,12 +27,38 @@ pub(in crate::objects) struct Sockets {
     senders: BTreeMap<u32, OwnedFd>,
 }
 
-/// Makes all sockets.
+/// Pairs that are there already, by the id of the first (or only) end.
+pub(in crate::objects) type Pairs = BTreeMap<u32, (OwnedFd, OwnedFd)>;
+
+/// Has the pairs made that another task than we made, as `peers` tells.
+pub(in crate::objects) fn made_by(
+    unix: &[&UnixSkEntry],
+    peers: &BTreeMap<u32, PeerCredEntry>,
+    make: &mut MakePair<'_>,
+) -> Result<Pairs> {
+    let known = Known::new(unix);
+    let mut made = Pairs::new();
+    for u in unix.iter().filter(|u| u.uflags & EXTERNAL == 0) {
+        let Some(by) = peers.get(&u.id).filter(|_| known.begins_pair(u)) else {
+            continue;
+        };
+        match make(u.r#type.cast_signed(), by).map_err(|e| e.within(subject("Unix", u.ino)))? {
+            Some(pair) => {
+                made.insert(u.id, pair);
+            }
+            None => tracing::debug!(ino = u.ino, pid = by.pid, "its maker is not there"),
+        }
+    }
+    Ok(made)
+}
+
+/// Makes all sockets but `pairs`.
 pub(in crate::objects) fn build(
     unix: &[&UnixSkEntry],
     inet: &[&InetSkEntry],
     queues: &Queues,
     place: Place<'_>,
+    pairs: Pairs,
 ) -> Result<Sockets> {
     if unix.is_empty() && inet.is_empty() {
         return Ok(Sockets::default());
@@ -40,8 +66,9 @@ pub(in crate::objects) fn build(
     let queued = queues.iter().map(|(p, _)| p.id_for).collect();
     at_place(place, || {
         let mut builder = Builder {
-            by_ino: unix.iter().map(|u| (u.ino, *u)).collect(),
+            known: Known::new(unix),
             queued,
+            pairs,
             done: Sockets::default(),
         };
         builder.unix(unix)?;
@@ -57,10 +84,52 @@ fn subject(kind: &str, ino: u32) -> String {
     format!("restore {kind} socket {ino}")
 }
 
+/// All Unix sockets, by inode.
+struct Known<'a>(BTreeMap<u32, &'a UnixSkEntry>);
+
+impl<'a> Known<'a> {
+    fn new(unix: &[&'a UnixSkEntry]) -> Self {
+        Self(unix.iter().map(|u| (u.ino, *u)).collect())
+    }
+
+    /// The other end, when both are connected to each other.
+    fn partner(&self, u: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
+        let peer = self.0.get(&u.peer)?;
+        (peer.peer == u.ino && peer.ino != u.ino && peer.r#type == u.r#type).then_some(*peer)
+    }
+
+    /// The listening socket that has the same name.
+    fn listener(&self, u: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
+        self.0
+            .values()
+            .find(|l| {
+                let same = l.name == u.name && l.name_dir == u.name_dir && l.r#type == u.r#type;
+                l.state == LISTEN && !u.name.is_empty() && same && l.deleted != Some(true)
+            })
+            .copied()
+    }
+
+    /// Whether it is the first end of a socketpair, or what is left of one.
+    fn begins_pair(&self, u: &UnixSkEntry) -> bool {
+        match self.partner(u) {
+            Some(peer) => {
+                u.ino < peer.ino && self.listener(u).is_none() && self.listener(peer).is_none()
+            }
+            None => is_orphan(u),
+        }
+    }
+}
+
+/// One end of a connection whose other end is gone.
+fn is_orphan(u: &UnixSkEntry) -> bool {
+    u.r#type != DGRAM && u.state == super::unix::ESTABLISHED
+}
+
 struct Builder<'a> {
-    by_ino: BTreeMap<u32, &'a UnixSkEntry>,
+    known: Known<'a>,
     /// Ids of files with messages.
     queued: BTreeSet<u32>,
+    pairs: Pairs,
     done: Sockets,
 }
 
@@ -69,19 +138,19 @@ impl<'a> Builder<'a> {
         let (pairs, alone): (Vec<&UnixSkEntry>, Vec<_>) = all
             .iter()
             .filter(|u| u.uflags & EXTERNAL == 0)
-            .partition(|u| self.partner(u).is_some());
+            .partition(|u| self.known.partner(u).is_some());
         for u in &alone {
             self.alone(u)
                 .map_err(|e| e.within(subject("Unix", u.ino)))?;
         }
         for u in pairs {
-            if let Some(peer) = self.partner(u).filter(|p| u.ino < p.ino) {
+            if let Some(peer) = self.known.partner(u).filter(|p| u.ino < p.ino) {
                 self.pair(u, peer)
                     .map_err(|e| e.within(subject("Unix", u.ino)))?;
             }
         }
         for u in alone {
-            if let Some(peer) = self.by_ino.get(&u.peer).filter(|_| u.r#type == DGRAM) {
+            if let Some(peer) = self.known.0.get(&u.peer).filter(|_| u.r#type == DGRAM) {
                 self.one_way(u, peer)
                     .map_err(|e| e.within(subject("Unix", u.ino)))?;
             }
@@ -89,17 +158,11 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The other end, when both are connected to each other.
-    fn partner(&self, u: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
-        let peer = self.by_ino.get(&u.peer)?;
-        (peer.peer == u.ino && peer.ino != u.ino && peer.r#type == u.r#type).then_some(*peer)
-    }
-
     fn alone(&mut self, u: &UnixSkEntry) -> Result<()> {
         let kind = u.r#type.cast_signed();
-        let orphan = u.r#type != DGRAM && u.state == super::unix::ESTABLISHED;
+        let orphan = is_orphan(u);
         let sk = if orphan || (u.r#type == DGRAM && self.queued.contains(&u.id)) {
-            let (sk, sender) = unix_pair(kind)?;
+            let (sk, sender) = self.new_pair(u)?;
             if !orphan {
                 // Others must be able to send to it.
                 connect(sk.as_fd(), &0u16.to_ne_bytes())?;
@@ -120,13 +183,13 @@ impl<'a> Builder<'a> {
     }
 
     fn pair(&mut self, a: &UnixSkEntry, b: &UnixSkEntry) -> Result<()> {
-        let (x, y) = if let Some(listener) = self.listener(b) {
+        let (x, y) = if let Some(listener) = self.known.listener(b) {
             self.through(a, listener)?
-        } else if let Some(listener) = self.listener(a) {
+        } else if let Some(listener) = self.known.listener(a) {
             let (y, x) = self.through(b, listener)?;
             (x, y)
         } else {
-            let (x, y) = unix_pair(a.r#type.cast_signed())?;
+            let (x, y) = self.new_pair(a)?;
             for (sk, u) in [(&x, a), (&y, b)] {
                 // An accepted socket bears the name of its listener; without
                 // that listener, the name of a file cannot be given again.
@@ -144,15 +207,11 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The listening socket that has the same name.
-    fn listener(&self, u: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
-        self.by_ino
-            .values()
-            .find(|l| {
-                let same = l.name == u.name && l.name_dir == u.name_dir && l.r#type == u.r#type;
-                l.state == LISTEN && !u.name.is_empty() && same && l.deleted != Some(true)
-            })
-            .copied()
+    fn new_pair(&mut self, first: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
+        match self.pairs.remove(&first.id) {
+            Some(pair) => Ok(pair),
+            None => unix_pair(first.r#type.cast_signed()),
+        }
     }
 
     /// Connects a new `client` through `listener`; (client, accepted).
