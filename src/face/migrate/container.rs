@@ -39,6 +39,8 @@ pub(super) struct RuncContainer {
     dump: Dump,
     now: Now,
     place: Place,
+    /// Between freeze and hold.
+    warm: Option<cgroup::Warm>,
 }
 
 impl RuncContainer {
@@ -61,6 +63,7 @@ impl RuncContainer {
             dump,
             now: Now::Running,
             place,
+            warm: None,
         })
     }
 
@@ -142,6 +145,7 @@ impl Container for RuncContainer {
     }
 
     fn freeze(&mut self) -> Result<Instant> {
+        self.warm = cgroup::Warm::start();
         let frozen = dump::freeze(&self.dump)?;
         let since = frozen.tree().since;
         self.now = Now::Frozen(frozen);
@@ -185,6 +189,7 @@ impl Container for RuncContainer {
     }
 
     fn hold(&mut self) -> Result<()> {
+        let _warm = self.warm.take();
         match std::mem::replace(&mut self.now, Now::Running) {
             Now::Frozen(f) => {
                 let hold = f.hold()?;
@@ -200,6 +205,7 @@ impl Container for RuncContainer {
     }
 
     fn thaw(&mut self, verdict: Verdict) -> Result<()> {
+        drop(self.warm.take());
         match std::mem::replace(&mut self.now, Now::Running) {
             Now::Running => Ok(()),
             Now::Frozen(f) => f.resume(),

@@ -42,6 +42,8 @@ pub(super) struct RuncHost {
     guardian: Option<Guardian>,
     child: Option<Child>,
     session: Option<Session>,
+    /// While runc's criu puts tasks into their cgroups.
+    warm: Option<cgroup::Warm>,
     ready: Option<Ready>,
     landed: Option<Landed>,
     /// What was rebuilt, with start times: pids come again.
@@ -63,6 +65,7 @@ impl RuncHost {
             guardian: Some(Guardian::start(None)?),
             child: None,
             session: None,
+            warm: None,
             ready: None,
             landed: None,
             tasks: Vec::new(),
@@ -263,6 +266,7 @@ impl Host for RuncHost {
         loop {
             if let Some(s) = server.accept(Some(Duration::from_millis(20)), MESSAGE)? {
                 self.session = Some(s);
+                self.warm = cgroup::Warm::start();
                 return Ok(());
             }
             let ended = match &mut self.child {
@@ -284,6 +288,7 @@ impl Host for RuncHost {
             let ended = self.child.as_mut().and_then(|c| c.wait().ok());
             self.why(l, ended).within(e.to_string())
         })?;
+        drop(self.warm.take());
         info!(spaces = job.spaces.len(), root = ready.root().0, "rebuilt");
         for space in &job.spaces {
             let started = procfs::stat(space.pid)?.start_time;
@@ -344,7 +349,7 @@ impl Host for RuncHost {
     }
 
     fn discard(&mut self) {
-        drop(self.session.take());
+        drop((self.session.take(), self.warm.take()));
         if let Some(r) = self.ready.take()
             && let Err(e) = r.abort("the migration was given up")
         {

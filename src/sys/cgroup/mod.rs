@@ -15,8 +15,10 @@ use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS};
 
 mod freezer;
+mod warm;
 
 pub use freezer::{FREEZE_LIMIT, Prefrozen, freezer_of, prefrozen};
+pub use warm::Warm;
 
 /// One line of /proc/PID/cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
