@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, VAddr};
 use crate::memory::{Object, PageReader, SpaceId};
-use crate::sys::pagemap::{Filter, Pagemap};
+use crate::sys::pagemap::{Filter, Pagemap, is};
 use crate::sys::{pidfd, procfs, seek, vm};
 
 /// What decides which pages of an area have content of their own.
@@ -21,6 +21,17 @@ pub enum Content {
     Anonymous,
     /// A private file mapping: pages that differ from the file.
     Changed,
+    /// Shared memory: its pages belong to an object, not to the area.
+    Elsewhere,
+}
+
+/// What one area holds, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Pages with content of their own.
+    pub content: Vec<PageRange>,
+    /// Guard pages (MADV_GUARD_INSTALL).
+    pub guards: Vec<PageRange>,
 }
 
 /// The address space of one process, which does not run meanwhile.
@@ -92,18 +103,26 @@ impl Space {
         self.pidfd.as_fd()
     }
 
-    /// The pages of `area` that have content, in order.
+    /// The pages of `area` that have content, and its guard pages, in one walk of
+    /// the page table.
     ///
     /// # Errors
     /// Those of the scan; ESRCH when the process is gone.
-    pub fn existing(&self, area: PageRange, content: Content) -> Result<Vec<PageRange>> {
+    pub fn existing(&self, area: PageRange, content: Content) -> Result<Existing> {
         let filter = match content {
             Content::Anonymous => Filter::ANONYMOUS,
             Content::Changed => Filter::CHANGED,
+            Content::Elsewhere => Filter::GUARDS,
         };
         let found = self.pagemap.scan(area, filter)?;
         self.check()?;
-        Ok(found.into_iter().map(|r| r.range).collect())
+        let (guards, content): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|r| r.categories & is::GUARD != 0);
+        Ok(Existing {
+            content: content.into_iter().map(|r| r.range).collect(),
+            guards: guards.into_iter().map(|r| r.range).collect(),
+        })
     }
 
     /// As [`Self::existing`], and remembers them as pages to be carried.
@@ -111,7 +130,7 @@ impl Space {
     /// # Errors
     /// As [`Self::existing`].
     pub fn collect(&mut self, area: PageRange, content: Content) -> Result<u64> {
-        let found = self.existing(area, content)?;
+        let found = self.existing(area, content)?.content;
         let pages = found.iter().map(|r| r.pages()).sum();
         self.runs.extend(found);
         Ok(pages)
@@ -326,7 +345,10 @@ mod tests {
         child.call(libc::SYS_madvise, [at, 32 * PAGE, dontneed, 0, 0]);
         let area = PageRange::with_pages(at, 32).unwrap();
         let space = Space::open(SpaceId(1), child.pid()).unwrap();
-        assert!(space.existing(area, Content::Anonymous).unwrap().is_empty());
+        assert_eq!(
+            space.existing(area, Content::Anonymous).unwrap(),
+            Existing::default()
+        );
         let shared = Shared::open(3, &space, area).unwrap();
         let runs = shared.existing().unwrap();
         assert_eq!(runs, [PageRange::with_pages(4 * PAGE, 2).unwrap()]);

@@ -50,19 +50,28 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Pages of private anonymous memory that have content.
+    /// Pages of private anonymous memory that have content, and guard pages; which
+    /// of both is reported.
     pub const ANONYMOUS: Self = Self {
         all: 0,
-        none: is::PFNZERO | is::GUARD,
-        any: is::PRESENT | is::SWAPPED,
-        report: 0,
+        none: is::PFNZERO,
+        any: is::PRESENT | is::SWAPPED | is::GUARD,
+        report: is::GUARD,
     };
-    /// Pages of a private file mapping that differ from the file.
+    /// Pages of a private file mapping that differ from the file, and guard pages;
+    /// which of both is reported.
     pub const CHANGED: Self = Self {
         all: 0,
-        none: is::FILE | is::GUARD,
-        any: is::PRESENT | is::SWAPPED,
-        report: 0,
+        none: is::FILE,
+        any: is::PRESENT | is::SWAPPED | is::GUARD,
+        report: is::GUARD,
+    };
+    /// Guard pages. A kernel that does not know them has none.
+    pub const GUARDS: Self = Self {
+        all: is::GUARD,
+        none: 0,
+        any: 0,
+        report: is::GUARD,
     };
 
     fn matches(self, categories: u64) -> bool {
@@ -153,6 +162,9 @@ impl Pagemap {
 
     fn scan_ioctl(&self, range: PageRange, filter: Filter, out: &mut Vec<Region>) -> Result<()> {
         let known = scan_categories();
+        if filter.all & !known != 0 {
+            return Ok(()); // what this kernel does not know, no page is
+        }
         let mut vec = vec![AbiRegion::default(); BATCH];
         let mut arg = AbiScan {
             size: size_of::<AbiScan>() as u64,
@@ -164,7 +176,7 @@ impl Pagemap {
             vec_len: BATCH as u64,
             max_pages: 0,
             category_inverted: filter.none & known,
-            category_mask: (filter.all | filter.none) & known,
+            category_mask: filter.all | filter.none & known,
             category_anyof_mask: filter.any & known,
             return_mask: filter.report & known,
         };
@@ -327,7 +339,7 @@ mod tests {
     const PAGE: u64 = PAGE_SIZE;
     const MADV_GUARD_INSTALL: u64 = 102;
 
-    fn both_ways(child: &Child, range: PageRange, filter: Filter) -> Vec<(u64, u64)> {
+    fn both_ways(child: &Child, range: PageRange, filter: Filter) -> Vec<(u64, u64, bool)> {
         let mut map = Pagemap::open(child.pid()).unwrap();
         let by_ioctl = map.scan(range, filter).unwrap();
         map.scan = false;
@@ -335,12 +347,15 @@ mod tests {
         let at = |a: u64| (a - range.start()) / PAGE;
         by_ioctl
             .iter()
-            .map(|r| (at(r.range.start()), at(r.range.end())))
+            .map(|r| {
+                let guard = r.categories & is::GUARD != 0;
+                (at(r.range.start()), at(r.range.end()), guard)
+            })
             .collect()
     }
 
     #[test]
-    fn of_anonymous_memory_only_pages_with_content_are_found() {
+    fn of_anonymous_memory_only_content_and_guards_are_found_and_told_apart() {
         let child = Child::fork();
         let range = PageRange::with_pages(child.mmap(64 * PAGE), 64).unwrap();
         child.fill(range.start() + 3 * PAGE, 2 * PAGE, 1);
@@ -351,12 +366,24 @@ mod tests {
         child.mprotect(range.start() + 30 * PAGE, PAGE, libc::PROT_NONE);
         child.call(
             libc::SYS_madvise,
-            [range.start() + 40 * PAGE, PAGE, MADV_GUARD_INSTALL, 0, 0],
+            [
+                range.start() + 40 * PAGE,
+                2 * PAGE,
+                MADV_GUARD_INSTALL,
+                0,
+                0,
+            ],
         );
         assert_eq!(
             both_ways(&child, range, Filter::ANONYMOUS),
-            [(3, 5), (9, 10), (30, 31)]
+            [
+                (3, 5, false),
+                (9, 10, false),
+                (30, 31, false),
+                (40, 42, true)
+            ]
         );
+        assert_eq!(both_ways(&child, range, Filter::GUARDS), [(40, 42, true)]);
     }
 
     #[test]
@@ -375,7 +402,7 @@ mod tests {
         let range = PageRange::with_pages(at, 16).unwrap();
         assert_eq!(child.sum(at, 8 * PAGE), 7 * 8 * PAGE);
         child.fill(at + 5 * PAGE, PAGE, 1);
-        assert_eq!(both_ways(&child, range, Filter::CHANGED), [(5, 6)]);
+        assert_eq!(both_ways(&child, range, Filter::CHANGED), [(5, 6, false)]);
     }
 
     #[test]

@@ -13,6 +13,9 @@ mod process;
 
 pub use pages::{Pages, Run};
 
+use pages::Scan;
+use process::Mapped;
+
 use std::time::{Duration, Instant};
 
 use super::freeze::Tree;
@@ -80,6 +83,43 @@ impl Frozen {
         let began = Instant::now();
         self.check_members(root)?;
         observer.at(Stage::NetworkLock, Some(root))?;
+        let mapped = self.tree.processes().iter().map(Mapped::read);
+        let mapped: Vec<_> = mapped.collect::<Result<_>>()?;
+        let (set, pages) = std::thread::scope(|scope| {
+            // The one step that grows with memory goes beside all others.
+            let scan = scope.spawn(|| {
+                let scans = mapped
+                    .iter()
+                    .map(|m| m.as_ref().map(Scan::read).transpose());
+                scans.collect::<Result<Vec<_>>>()
+            });
+            self.records(opts, &mapped, || {
+                scan.join()
+                    .unwrap_or_else(|_| Err(Error::bug("read page tables", "it panicked")))
+            })
+        })?;
+        let times = Times {
+            freezing,
+            capture: began.elapsed(),
+        };
+        let tasks = mapped.len();
+        tracing::info!(tasks, ?times.freezing, ?times.capture, "captured");
+        Ok(Captured {
+            set,
+            pages,
+            times,
+            tasks,
+        })
+    }
+
+    /// All records, and the pages that `scan` finds meanwhile in each of `mapped`.
+    fn records(
+        &mut self,
+        opts: &options::Dump,
+        mapped: &[Option<Mapped>],
+        scan: impl FnOnce() -> Result<Vec<Option<Scan>>>,
+    ) -> Result<(Set, Pages)> {
+        let root = self.tree.root()?.pid;
         let mut set = Set::new();
         let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
@@ -90,19 +130,30 @@ impl Frozen {
         tids.sort_by_key(|tid| *tid != root);
         let cgroups = cgroup::capture(&tids, opts.common.cgroups)?;
         let mut shared = process::Sharing::default();
-        let tasks = self.tree.processes().len();
-        for index in 0..tasks {
-            let mut cx = process::Context {
-                set: &mut set,
-                namespaces: &spaces,
-                files: &mut files,
-                filters: &mut filters,
-                pages: &mut pages,
-                cgroups: &cgroups,
-                sharing: &mut shared,
-            };
-            process::capture(&mut self.tree, index, &mut cx)?;
-            self.pstree(index, &mut set, opts.common.shell_job)?;
+        let mut cx = process::Context {
+            set: &mut set,
+            namespaces: &spaces,
+            files: &mut files,
+            filters: &mut filters,
+            pages: &mut pages,
+            cgroups: &cgroups,
+            sharing: &mut shared,
+        };
+        let mut rests = Vec::with_capacity(mapped.len());
+        for (index, mapped) in mapped.iter().enumerate() {
+            rests.push(match mapped {
+                Some(mapped) => Some(process::capture(&mut self.tree, index, mapped, &mut cx)?),
+                None => None,
+            });
+            if let (None, Some(dead)) = (mapped, self.tree.processes().get(index)) {
+                process::zombie(dead, cx.set);
+            }
+            self.pstree(index, cx.set, opts.common.shell_job)?;
+        }
+        for ((mapped, rest), scan) in mapped.iter().zip(&rests).zip(scan()?) {
+            if let (Some(mapped), Some(rest), Some(scan)) = (mapped, rest, scan) {
+                process::memory(mapped, rest, scan, &mut cx)?;
+            }
         }
         let contents = files.finish(&mut set)?;
         pages.memfds(contents)?;
@@ -110,17 +161,7 @@ impl Frozen {
         cgroups.write(&mut set);
         set.put(Kind::Seccomp, 0, &filters.record());
         set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
-        let times = Times {
-            freezing,
-            capture: began.elapsed(),
-        };
-        tracing::info!(tasks, ?times.freezing, ?times.capture, "captured");
-        Ok(Captured {
-            set,
-            pages: pages.finish(),
-            times,
-            tasks,
-        })
+        Ok((set, pages.finish()))
     }
 
     /// Who is in the container but not in the tree would be left behind.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::base::{Error, HostPid, PageRange, Result};
+use super::process::Mapped;
+use crate::base::{Error, PageRange, Result};
 use crate::image::pages::{PE_LAZY, PagesWriter};
 use crate::image::{Kind, Set};
 use crate::memory::held::{Content, HeldPages, Shared, Space};
@@ -44,6 +45,51 @@ pub struct Written {
     pub left: u64,
 }
 
+/// What the page table of one address space says.
+#[derive(Debug)]
+pub(super) struct Scan {
+    space: Space,
+    /// Pages with content, area by area.
+    content: Vec<Vec<PageRange>>,
+    /// Guard pages of all areas.
+    pub(super) guards: Vec<PageRange>,
+}
+
+impl Scan {
+    /// Walks the page table once.
+    pub(super) fn read(mapped: &Mapped) -> Result<Self> {
+        let space = Space::open(SpaceId(mapped.virt), mapped.pid)?;
+        let (mut content, mut guards) = (Vec::with_capacity(mapped.areas.len()), Vec::new());
+        for area in &mapped.areas {
+            let kind = match area.kind {
+                AreaKind::PrivateAnon => Content::Anonymous,
+                AreaKind::PrivateFile => Content::Changed,
+                AreaKind::SharedAnon(_) => Content::Elsewhere,
+                AreaKind::Vdso => {
+                    content.push(vec![area.range]);
+                    continue;
+                }
+                AreaKind::SharedFile
+                | AreaKind::Memfd
+                | AreaKind::Droppable
+                | AreaKind::Vvar
+                | AreaKind::Vsyscall => {
+                    content.push(Vec::new());
+                    continue;
+                }
+            };
+            let found = space.existing(area.range, kind)?;
+            content.push(found.content);
+            guards.extend(found.guards);
+        }
+        Ok(Self {
+            space,
+            content,
+            guards,
+        })
+    }
+}
+
 /// Gathers [`Pages`] while a tree is captured.
 #[derive(Debug)]
 pub(super) struct Collector {
@@ -61,46 +107,21 @@ impl Collector {
         }
     }
 
-    /// Notes the pages of one address space; `number` is its task's pid in the
-    /// container. `eager` are pages that the task or the kernel touches at once.
-    pub(super) fn space(
-        &mut self,
-        number: u32,
-        pid: HostPid,
-        areas: &[Area],
-        eager: &RangeSet,
-    ) -> Result<()> {
-        let id = SpaceId(number);
-        let space = Space::open(id, pid)?;
+    /// Notes the pages of one address space. `eager` are those that the task or
+    /// the kernel touches at once.
+    pub(super) fn space(&mut self, scan: Scan, areas: &[Area], eager: &RangeSet) -> Result<()> {
         let mut runs = Vec::new();
-        for area in areas {
-            let content = match area.kind {
-                AreaKind::PrivateAnon => Content::Anonymous,
-                AreaKind::PrivateFile => Content::Changed,
-                AreaKind::Vdso => {
-                    runs.push(Run {
-                        range: area.range,
-                        lazy: false,
-                    });
-                    continue;
-                }
-                AreaKind::SharedAnon(ino) => {
-                    self.shared_memory(ino, &space, area.range)?;
-                    continue;
-                }
-                AreaKind::SharedFile
-                | AreaKind::Memfd
-                | AreaKind::Droppable
-                | AreaKind::Vvar
-                | AreaKind::Vsyscall => continue,
-            };
+        for (area, content) in areas.iter().zip(scan.content) {
+            if let AreaKind::SharedAnon(ino) = area.kind {
+                self.shared_memory(ino, &scan.space, area.range)?;
+            }
             let may_wait = area.can_be_lazy();
-            for found in space.existing(area.range, content)? {
+            for found in content {
                 push(&mut runs, found, may_wait, eager);
             }
         }
-        self.runs.insert(Object::Private(id), runs);
-        self.spaces.push(space);
+        self.runs.insert(Object::Private(scan.space.id()), runs);
+        self.spaces.push(scan.space);
         Ok(())
     }
 

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::super::freeze::{Alive, Body, Thread, Tree};
-use super::pages::{Collector, shared_id};
+use super::super::freeze::{Alive, Process, Thread, Tree};
+use super::pages::{Collector, Scan, shared_id};
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 use crate::image::records::{
     CoreEntry, FsEntry, March, MmEntry, SaEntry, SeccompMode, SignalQueueEntry, TaskKobjIdsEntry,
@@ -114,77 +114,73 @@ struct ThreadTold {
     pdeath: Option<u32>,
 }
 
-pub(super) fn capture(tree: &mut Tree, index: usize, cx: &mut Context<'_>) -> Result<()> {
-    let process = tree
-        .processes()
-        .get(index)
-        .ok_or_else(|| Error::bug("capture", "no such process"))?;
-    let (pid, virt, stat) = (process.pid, number(process.virt()), process.stat.clone());
-    let alive = match &process.body {
-        Body::Alive(alive) => alive,
-        Body::Zombie(_) => {
-            cx.set.put(
-                Kind::Core,
-                virt,
-                &CoreEntry {
-                    mtype: March::X86_64.into(),
-                    tc: Some(task::capture::zombie(&stat)),
-                    ..Default::default()
-                },
-            );
-            return Ok(());
-        }
+/// The memory map of a live process, to begin with.
+pub(super) struct Mapped {
+    pub(super) pid: HostPid,
+    pub(super) virt: u32,
+    pub(super) areas: Vec<Area>,
+}
+
+impl Mapped {
+    /// `None` for a zombie.
+    pub(super) fn read(process: &Process) -> Result<Option<Self>> {
+        let Some(alive) = process.alive() else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pid: process.pid,
+            virt: number(process.virt()),
+            areas: mm::areas(process.pid, &alive.before)?,
+        }))
+    }
+}
+
+/// What is left to be done for a process when its page table has been read.
+pub(super) struct Rest {
+    stat: Stat,
+    told: Told,
+    eager: RangeSet,
+}
+
+/// Captures a process that is dead.
+pub(super) fn zombie(process: &Process, set: &mut Set) {
+    let core = CoreEntry {
+        mtype: March::X86_64.into(),
+        tc: Some(task::capture::zombie(&process.stat)),
+        ..Default::default()
     };
+    set.put(Kind::Core, number(process.virt()), &core);
+}
+
+/// Captures all of a live process but its memory.
+pub(super) fn capture(
+    tree: &mut Tree,
+    index: usize,
+    mapped: &Mapped,
+    cx: &mut Context<'_>,
+) -> Result<Rest> {
+    let gone = || Error::bug("capture", "no such process");
+    let (pid, areas) = (mapped.pid, &mapped.areas);
+    let process = tree.processes().get(index).ok_or_else(gone)?;
+    let stat = process.stat.clone();
     cx.sharing.check_alone(pid)?;
-    let areas = mm::areas(pid, &alive.before)?;
-    let guards = guards(pid, &areas)?;
     let taken: Vec<PageRange> = areas.iter().map(|a| a.range).collect();
     let vdso = areas
         .iter()
         .find(|a| a.kind == AreaKind::Vdso)
         .ok_or_else(|| Error::refused(format!("task {pid}"), "it has no vdso"))?
         .range;
+    let alive = process.alive().ok_or_else(gone)?;
     let ignored_trap = alive.threads.first().is_some_and(Thread::ignores_trap);
     let told = tree.steer(index, &taken, vdso, |leader, others| {
         ask(pid, leader, others, ignored_trap)
     })?;
     tree.decide(index, &told.actions)?;
-    let alive = match tree.processes().get(index).map(|p| &p.body) {
-        Some(Body::Alive(alive)) => alive,
-        _ => return Err(Error::bug("capture", "no such process")),
-    };
-    let eager = cores(pid, virt, &stat, alive, &told, &areas, cx)?;
-    descriptors(pid, virt, alive, cx)?;
-    memory(pid, virt, &stat, &areas, &guards, &told, cx)?;
-    cx.pages.space(virt, pid, &areas, &eager)
-}
-
-/// Runs of guard pages (MADV_GUARD_INSTALL).
-fn guards(pid: HostPid, areas: &[Area]) -> Result<Vec<PageRange>> {
-    use crate::sys::pagemap::{Filter, Pagemap, is, scan_categories};
-    if scan_categories() & is::GUARD == 0 {
-        return Ok(Vec::new());
-    }
-    let pagemap = Pagemap::open(pid)?;
-    let filter = Filter {
-        all: is::GUARD,
-        ..Filter::default()
-    };
-    let mut found = Vec::new();
-    for area in areas {
-        if matches!(
-            area.kind,
-            AreaKind::PrivateAnon | AreaKind::PrivateFile | AreaKind::SharedAnon(_)
-        ) {
-            found.extend(
-                pagemap
-                    .scan(area.range, filter)?
-                    .into_iter()
-                    .map(|r| r.range),
-            );
-        }
-    }
-    Ok(found)
+    let process = tree.processes().get(index).ok_or_else(gone)?;
+    let alive = process.alive().ok_or_else(gone)?;
+    let eager = cores(pid, mapped.virt, &stat, alive, &told, areas, cx)?;
+    descriptors(pid, mapped.virt, alive, cx)?;
+    Ok(Rest { stat, told, eager })
 }
 
 fn ask(
@@ -391,16 +387,11 @@ fn descriptors(pid: HostPid, virt: u32, alive: &Alive, cx: &mut Context<'_>) -> 
     Ok(())
 }
 
-fn memory(
-    pid: HostPid,
-    virt: u32,
-    stat: &Stat,
-    areas: &[Area],
-    guards: &[PageRange],
-    told: &Told,
-    cx: &mut Context<'_>,
-) -> Result<()> {
-    let mut vmas = Vec::with_capacity(areas.len() + guards.len());
+/// Captures the memory of a live process, and notes its pages.
+pub(super) fn memory(mapped: &Mapped, rest: &Rest, scan: Scan, cx: &mut Context<'_>) -> Result<()> {
+    let Mapped { pid, virt, areas } = mapped;
+    let (pid, told) = (*pid, &rest.told);
+    let mut vmas = Vec::with_capacity(areas.len() + scan.guards.len());
     // neighbours often map the same file: ask once
     let mut last: Option<((u32, u32), u64, bool, files::Mapped)> = None;
     for area in areas {
@@ -429,19 +420,19 @@ fn memory(
         }
         vmas.push(entry);
     }
-    vmas.extend(guards.iter().map(|range| mm::guard_entry(*range)));
+    vmas.extend(scan.guards.iter().map(|range| mm::guard_entry(*range)));
     let exe = cx.files.exe(pid)?;
-    let record = mm::record(pid, stat, told.answers.brk, vmas, exe)?;
+    let record = mm::record(pid, &rest.stat, told.answers.brk, vmas, exe)?;
     cx.set.put(
         Kind::Mm,
-        virt,
+        *virt,
         &MmEntry {
             dumpable: Some(told.answers.dumpable),
             thp_disabled: Some(told.answers.thp_disabled),
             ..record
         },
     );
-    Ok(())
+    cx.pages.space(scan, areas, &rest.eager)
 }
 
 fn open_mapped(pid: HostPid, area: &Area) -> Result<OwnedFd> {
