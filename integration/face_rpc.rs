@@ -12,6 +12,9 @@ use dunlin::image::records::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
 
+/// clone(2)
+const CLONE_NEWNET: u32 = 0x4000_0000;
+
 struct Client {
     socket: OwnedFd,
     child: Child,
@@ -301,9 +304,15 @@ fn names(stages: &[(String, Option<i32>)]) -> Vec<&str> {
     stages.iter().map(|(name, _)| name.as_str()).collect()
 }
 
-/// A program of its own session that computes, and the options of its dump.
+/// A program of its own session and network namespace (there are no stages for
+/// the network without) that computes, and the options of its dump.
 fn spinning(scratch: &Scratch) -> (Program, CriuOpts, File) {
-    let mut program = Program::start(Command::new(sample("spin")).arg("4"));
+    let mut program = Program::start(
+        Command::new("unshare")
+            .arg("-n")
+            .arg(sample("spin"))
+            .arg("4"),
+    );
     program.lines.expect("ready", PATIENCE);
     let images = File::open(scratch.dir("images")).unwrap();
     let opts = CriuOpts {
@@ -312,6 +321,7 @@ fn spinning(scratch: &Scratch) -> (Program, CriuOpts, File) {
         log_file: Some("dump.log".into()),
         log_level: Some(4),
         notify_scripts: Some(true),
+        empty_ns: Some(CLONE_NEWNET),
         ..CriuOpts::default()
     };
     (program, opts, images)

@@ -7,13 +7,10 @@
 mod harness;
 use harness::*;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 /// Every facet of `bundles/probes/state.c`.
@@ -34,98 +31,6 @@ const FACETS: [&str; 12] = [
 /// What CRIU's own dumps lose or refuse: an ignored SIGTRAP, the test's
 /// capabilities, interrupted waits, the personality.
 const LOST_BY_CRIU: [&str; 4] = ["signals", "credentials", "waits", "properties"];
-
-/// A program in a session of its own, which writes to a file.
-struct Held {
-    pid: Pid,
-    out: PathBuf,
-}
-
-impl Held {
-    fn start(scratch: &Scratch, program: &Path, facet: &str) -> Self {
-        let out = scratch.join(format!("{facet}.out"));
-        let file = File::create(&out).expect("create the output");
-        // setsid(1) executes the probe in its own place
-        let mut command = Command::new("setsid");
-        command
-            .arg(program)
-            .arg(facet)
-            .env("STATE_PROBE", "kept")
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("dup"))
-            .stderr(file);
-        let child = command.spawn().expect("start the probe");
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-        let held = Self { pid, out };
-        // dropping a Child neither kills nor waits; `reap` below waits
-        drop(child);
-        held.says("ready");
-        held
-    }
-
-    fn says(&self, word: &str) -> String {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let text = fs::read_to_string(&self.out).expect("read the output");
-            if let Some(line) = text
-                .lines()
-                .find(|l| l.starts_with(word) || l.starts_with("wrong"))
-            {
-                return line.to_owned();
-            }
-            assert!(Instant::now() < end, "no {word:?} in {text:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Asks it, and lets it go on if it has been stopped: all is as it was.
-    fn is_asked(&self) {
-        kill(self.pid, Signal::SIGUSR1).expect("ask the probe");
-        kill(self.pid, Signal::SIGCONT).expect("let the probe go on");
-        assert_eq!(self.says("right"), "right", "{}", self.out.display());
-    }
-
-    /// Waits until these processes have been waited for: their ids are free.
-    fn are_gone(pids: &[i32]) {
-        let end = Instant::now() + PATIENCE;
-        while let Some(left) = pids
-            .iter()
-            .find(|p| Path::new(&format!("/proc/{p}")).exists())
-        {
-            assert!(Instant::now() < end, "process {left} stays");
-            // ours, or an orphan that came to us
-            let _ = waitpid(Pid::from_raw(*left), Some(WaitPidFlag::WNOHANG));
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        for pid in session(self.pid) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-}
-
-fn session_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(3)?
-        .parse()
-        .ok()
-}
-
-fn session(sid: Pid) -> Vec<i32> {
-    fs::read_dir("/proc")
-        .expect("list /proc")
-        .flatten()
-        .filter_map(|e| e.file_name().to_string_lossy().parse::<i32>().ok())
-        .filter(|p| session_of(*p) == Some(sid.as_raw()))
-        .collect()
-}
 
 fn dump(criu: &Path, by: &[&str], pid: Pid, images: &Path) {
     let mut command = Command::new(criu);
@@ -157,7 +62,7 @@ fn comes_back(scratch: &Scratch, facet: &str, criu: &Path, by: &[&str]) {
 }
 
 fn program_comes_back(scratch: &Scratch, program: &Path, facet: &str, criu: &Path, by: &[&str]) {
-    let held = Held::start(scratch, program, facet);
+    let held = Held::start(scratch, &[], program, facet);
     let images = scratch.dir(format!("{facet}.img"));
     let pids = descendants(held.pid.as_raw());
     dump(criu, by, held.pid, &images);
@@ -188,7 +93,7 @@ fn interrupted_calls_and_sections_end_as_the_kernel_would_end_them() {
         let scratch = Scratch::new("restore-interrupted");
         program_comes_back(&scratch, &program, facet, &dunlin(), &["criu"]);
         let scratch = Scratch::new("left-interrupted");
-        let held = Held::start(&scratch, &program, facet);
+        let held = Held::start(&scratch, &[], &program, facet);
         let by = ["criu", "--leave-running"];
         dump(&dunlin(), &by, held.pid, &scratch.dir("images"));
         held.is_asked();
@@ -223,7 +128,7 @@ fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
     needs!(root, gcc);
     adopt_orphans();
     let scratch = Scratch::new("restore-fails");
-    let held = Held::start(&scratch, &sample("state"), "family");
+    let held = Held::start(&scratch, &[], &sample("state"), "family");
     let images = scratch.dir("images");
     let pids = descendants(held.pid.as_raw());
     dump(&dunlin(), &["criu"], held.pid, &images);
@@ -316,8 +221,3 @@ int main(void) {
 	return 0;
 }
 "#;
-
-/// Orphans of a dumped tree come to us, so that they are waited for at once.
-fn adopt_orphans() {
-    nix::sys::prctl::set_child_subreaper(true).expect("become a subreaper");
-}

@@ -18,6 +18,7 @@
 //! | the whole machine for a while | `let _alone = whole_machine();` |
 //! | a sample program, static | [`sample("spin")`](sample) (`bundles/probes/spin.c`), [`patterns_program()`], [`compile`] for a C text of your own |
 //! | a bare process | [`Program::start`]: its lines, signals, death; killed with its whole session when dropped |
+//! | a bare program that comes back | [`Held::start`], [`Held::is_asked`]; [`adopt_orphans`] first |
 //! | a container | [`Bundle::new`], [`Bundle::edit`], then [`Container::run`], [`Container::checkpoint`], [`Container::restore`]; removed when dropped |
 //! | a command that must not hang | [`run`], [`must`] |
 //! | waiting | [`Lines::expect`] for output, [`Proc::wait_gone`] for an end, [`wait_file`] and [`wait_dir`] for files: never a sleep |
@@ -31,6 +32,7 @@
 #![allow(missing_docs)]
 
 mod container;
+mod held;
 mod proc;
 mod program;
 mod samples;
@@ -39,6 +41,7 @@ mod skip;
 mod wait;
 
 pub use container::{Bundle, Container, Runc, remove_cgroups};
+pub use held::{Held, adopt_orphans};
 pub use proc::{Snapshot, descendants, fds, maps, read_memory, snapshot, status_field};
 pub use program::{Outcome, Program, must, run};
 pub use samples::{busybox_rootfs, compile, patterns_program, sample};

@@ -60,6 +60,8 @@ pub struct Restore {
     pub join_ns: Vec<(String, String, Option<String>)>,
     /// Anonymous memory is filled by a page server after the resume.
     pub lazy: bool,
+    /// `--leave-stopped`: all processes are stopped (SIGSTOP) instead of resumed.
+    pub stopped: bool,
 }
 
 /// Points of a restore or dump at which the caller is told; CRIU's action

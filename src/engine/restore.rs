@@ -88,6 +88,16 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// Whether the tasks have a network namespace of their own.
+    pub fn has_own_network(&self) -> bool {
+        self.namespaces.is_private(ns::Kind::Net)
+    }
+
+    /// Whether the tasks have any namespace of their own.
+    pub fn has_own_namespaces(&self) -> bool {
+        self.namespaces.any_private()
+    }
+
     /// What would be done, one step a line.
     pub fn print(&self) -> String {
         self.inner
@@ -169,7 +179,7 @@ impl<'a> Plan<'a> {
                 .context(|| format!("attributes of task {pid}"))?;
             build.own_files(pid, &files, firsts.contains(&pid))?;
         }
-        let ready = build.settle()?;
+        let ready = build.settle(self.options.stopped)?;
         observer.at(Stage::PostRestore, Some(root))?;
         observer.at(Stage::NetworkUnlock, Some(root))?;
         Ok(Rebuilt { root, ready, made })

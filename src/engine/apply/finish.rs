@@ -27,11 +27,12 @@ pub(in crate::engine) struct Ready {
 }
 
 impl Build<'_> {
-    /// Arms timers, sets registers and masks, and takes the loop out.
+    /// Arms timers, sets registers and masks, and takes the loop out. `stopped`:
+    /// all will be stopped when they go on.
     ///
     /// # Errors
     /// The task that it failed for.
-    pub(in crate::engine) fn settle(mut self) -> Result<Ready> {
+    pub(in crate::engine) fn settle(mut self, stopped: bool) -> Result<Ready> {
         let mut ready = Ready {
             threads: Vec::new(),
             stop: Vec::new(),
@@ -39,7 +40,7 @@ impl Build<'_> {
             lazy: Vec::new(),
         };
         for pid in self.living() {
-            self.settle_task(pid, &mut ready)
+            self.settle_task(pid, &mut ready, stopped)
                 .context(|| format!("registers of task {pid}"))?;
         }
         ready.made = self.made;
@@ -47,7 +48,7 @@ impl Build<'_> {
         Ok(ready)
     }
 
-    fn settle_task(&mut self, pid: NsPid, ready: &mut Ready) -> Result<()> {
+    fn settle_task(&mut self, pid: NsPid, ready: &mut Ready, stopped: bool) -> Result<()> {
         let plan = self.plan;
         let task = plan.task(pid)?;
         let body = body(task)?;
@@ -83,7 +84,7 @@ impl Build<'_> {
             )?;
             check("rt_sigaction", r)?;
         }
-        let stopped = if body.space.vdso.is_some() {
+        let leader = if body.space.vdso.is_some() {
             live.leader.remove()?
         } else {
             // the vDSO goes after the loop, through its own instruction: the
@@ -100,7 +101,7 @@ impl Build<'_> {
             )?;
             live.leader.forget()?
         };
-        ready.threads.insert(at, stopped);
+        ready.threads.insert(at, leader);
         for t in &body.threads {
             if let Some(r) = t.rseq()
                 && let Some(cs) = r.rseq_cs_pointer.filter(|p| *p != 0)
@@ -116,6 +117,10 @@ impl Build<'_> {
             let signal = Signal::try_from(signal)
                 .context(|| format!("signal {signal} that stopped task {pid}"))?;
             ready.stop.push((Pid::from_raw(live.host.0), signal));
+        } else if stopped {
+            ready
+                .stop
+                .push((Pid::from_raw(live.host.0), Signal::SIGSTOP));
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::base::{HostPid, PAGE_SIZE, Result, ResultExt};
 use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::options::{Dump, Observer, Stage};
 use crate::image::records::{DumpStatsEntry, StatsEntry};
+use crate::sys::ns;
 
 /// What a dump took, for statistics.
 #[derive(Debug, Default)]
@@ -40,7 +41,9 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let (images, work) = (job.images.path(), job.work.path());
     debug!("images in {}, work in {}", images.display(), work.display());
     let mut notices = job.notices()?;
-    notices.at(Stage::PreDump, None)?;
+    let network = ns::inode(options.pid, ns::Kind::Net)?;
+    notices.of_tasks(network != ns::own_inode(ns::Kind::Net)?, true);
+    notices.at(Stage::PreDump, Some(options.pid))?;
     let mut frozen = dump::freeze(&options)?;
     let began = frozen.tree().since;
     let saved = save(job, &options, &mut frozen, &mut notices, server.as_ref());

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use super::typed::Typed;
+use super::typed::{Afterwards, Typed};
 use crate::base::{Error, HostPid, Result};
 use crate::engine::options::{CgroupMode, Common, Dump, Restore};
 use crate::sys::inherited;
@@ -107,5 +107,6 @@ pub(crate) fn restore(typed: &Typed) -> Result<Restore> {
         inherit,
         join_ns: typed.join_ns.clone(),
         lazy: typed.lazy_pages,
+        stopped: typed.afterwards == Afterwards::Stopped,
     })
 }

@@ -19,6 +19,9 @@ pub(crate) struct Notices<'a> {
     rpc: Option<&'a Connection>,
     scripts: Vec<PathBuf>,
     images: Dir,
+    /// The tasks have a network namespace, or any namespace, of their own.
+    own_network: bool,
+    own_namespaces: bool,
     /// `external` keys that the client answered to `query-ext-files`.
     external: Vec<String>,
 }
@@ -32,7 +35,25 @@ impl<'a> Notices<'a> {
             rpc,
             scripts,
             images,
+            own_network: true,
+            own_namespaces: true,
             external: Vec::new(),
+        }
+    }
+
+    /// Without a network namespace of their own there is no network of the tasks
+    /// to lock (it would be the host's), without any no namespaces to set up: as
+    /// with CRIU, those stages are not told then.
+    pub(crate) fn of_tasks(&mut self, own_network: bool, own_namespaces: bool) {
+        self.own_network = own_network;
+        self.own_namespaces = own_namespaces;
+    }
+
+    fn concerns(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::NetworkLock | Stage::NetworkUnlock => self.own_network,
+            Stage::SetupNamespaces | Stage::PostSetupNamespaces => self.own_namespaces,
+            _ => true,
         }
     }
 
@@ -85,7 +106,9 @@ impl<'a> Notices<'a> {
         Ok(())
     }
 
+    /// Runs all scripts, also after one that failed; the first failure counts.
     fn run(&mut self, name: &str, root: Option<HostPid>) -> Result<()> {
+        let mut first = Ok(());
         for script in &self.scripts {
             debug!("action script {} {name}", script.display());
             let mut command = Command::new(script);
@@ -96,12 +119,14 @@ impl<'a> Notices<'a> {
                 command.env("CRTOOLS_INIT_PID", root.to_string());
             }
             let context = || format!("action script {} at {name}", script.display());
-            let status = command.status().context(context)?;
-            if !status.success() {
-                return Err(Error::caller(context(), status.to_string()));
-            }
+            let result = match command.status().context(context) {
+                Ok(status) if status.success() => Ok(()),
+                Ok(status) => Err(Error::caller(context(), status.to_string())),
+                Err(e) => Err(e),
+            };
+            first = first.and(result);
         }
-        Ok(())
+        first
     }
 }
 
@@ -113,10 +138,13 @@ impl Observer for Notices<'_> {
             Stage::SetupNamespaces | Stage::PostRestore => root,
             _ => None,
         };
-        let told = self.tell(name, pid, None).and_then(|()| match stage {
-            Stage::QueryExtFiles | Stage::OrphanPtsMaster => Ok(()),
-            _ => self.run(name, root),
-        });
+        let told = match stage {
+            _ if !self.concerns(stage) => Ok(()),
+            Stage::QueryExtFiles | Stage::OrphanPtsMaster => self.tell(name, pid, None),
+            _ => self
+                .tell(name, pid, None)
+                .and_then(|()| self.run(name, root)),
+        };
         if stage == Stage::NetworkLock && told.is_ok() && self.rpc.is_some() {
             self.ask_for_external_files()?;
         }

@@ -43,6 +43,7 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     let set = Set::load(job.images.path())?;
     set.verify()?;
     let plan = Plan::read(&set, options)?;
+    notices.of_tasks(plan.has_own_network(), plan.has_own_namespaces());
     let pages = ImagePages::open(&set, job.images.path())?;
     let mut rebuilt = plan.apply(&pages, &mut notices)?;
     let built = began.elapsed();

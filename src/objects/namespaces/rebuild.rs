@@ -188,6 +188,11 @@ impl Plan {
         self.private.contains(&kind)
     }
 
+    /// Whether the container has any namespace of its own.
+    pub fn any_private(&self) -> bool {
+        !self.private.is_empty()
+    }
+
     /// A last look at what the host must provide, before anything is made.
     ///
     /// # Errors
