@@ -17,7 +17,7 @@ use crate::base::{Error, HostPid, NsPid, Result, ResultExt};
 use crate::image::pages::PagesReader;
 use crate::image::records::InventoryEntry;
 use crate::image::{Kind, Set};
-use crate::memory::{LazySpace, Object, PageReader, SpaceId};
+use crate::memory::{Job, Object, PageReader, SpaceId};
 use crate::objects::{cgroup, files, namespaces};
 use crate::sys::clone::{self, Request};
 use crate::sys::ns;
@@ -261,7 +261,7 @@ impl Rebuilt {
 
     /// Takes what is to be filled after the resume (lazy restores only). Whoever
     /// takes it must keep the descriptors open until all is filled.
-    pub fn take_lazy(&mut self) -> Vec<LazySpace> {
+    pub fn take_lazy(&mut self) -> Job {
         std::mem::take(&mut self.ready.lazy)
     }
 

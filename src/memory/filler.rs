@@ -9,10 +9,10 @@
 //! Any thread that meets EAGAIN reads the events itself; faults among them go to
 //! the handler's queue.
 //!
-//! Order of locks: gate, residency, waiting. No lock is held while a source is
-//! asked.
+//! Order of locks: gate, turn, object, residency, waiting. No lock is held while a
+//! source is asked.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 mod events;
 mod faults;
+mod objects;
 
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, ResultExt, VAddr};
 use crate::memory::stats::{Cause, Stats};
@@ -30,6 +31,8 @@ use crate::memory::{Area, Object, Origin, PageSink, Piece, Residency, SpaceId};
 use crate::sys::pidfd;
 use crate::sys::uffd::{Filled, Stop, Uffd, mode};
 pub(super) use faults::Noted;
+pub use objects::LazyShared;
+use objects::SharedObject;
 
 /// An address space that was built empty and waits for its pages.
 #[derive(Debug)]
@@ -53,9 +56,8 @@ pub struct LazySpace {
 pub struct Job {
     /// The address spaces.
     pub spaces: Vec<LazySpace>,
-    /// Shared objects with the pages that must come, by byte offset. Pages that no
-    /// area maps must be filled before, in another way.
-    pub shared: Vec<(u32, Vec<PageRange>)>,
+    /// Shared objects.
+    pub shared: Vec<LazyShared>,
 }
 
 /// Agrees with the kernel on a fresh userfaultfd of a task, and guards `areas`.
@@ -93,6 +95,9 @@ pub(super) struct PendingFault {
 pub struct Filler {
     residency: Mutex<Residency>,
     spaces: RwLock<HashMap<SpaceId, Arc<Guarded>>>,
+    objects: BTreeMap<u32, Mutex<SharedObject>>,
+    /// See [`objects`].
+    turn: RwLock<()>,
     pub(super) faults: Mutex<VecDeque<PendingFault>>,
     waiting: Mutex<HashMap<Origin, Vec<PendingFault>>>,
     pub(super) epoll: Epoll,
@@ -132,18 +137,18 @@ impl Filler {
         for s in &job.spaces {
             residency.add_space(s.id, &s.areas, &s.needed)?;
         }
-        for (id, needed) in &job.shared {
-            if let Some(run) = residency.add_shared(*id, needed).first() {
-                return Err(Error::image(
-                    format!("shared memory {id}"),
-                    format!("pages {run} are mapped nowhere"),
-                ));
-            }
+        let mut objects = BTreeMap::new();
+        for s in job.shared {
+            residency.add_shared(s.id, &s.needed);
+            let object = SharedObject::new(s.file).context(|| format!("number {}", s.id))?;
+            objects.insert(s.id, Mutex::new(object));
         }
         let context = || "epoll for page faults".to_owned();
         let filler = Self {
             residency: Mutex::new(residency),
             spaces: RwLock::default(),
+            objects,
+            turn: RwLock::default(),
             faults: Mutex::default(),
             waiting: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(context)?,
@@ -204,8 +209,16 @@ impl Filler {
 
     fn fill(&self, object: Object, range: PageRange, content: Content<'_>) -> Result<()> {
         loop {
+            if let Object::Shared(id) = object {
+                self.look_again(id)?;
+            }
             let pieces = self.residency().waiting_for(object, range);
             let Some(first) = pieces.first() else {
+                if let Object::Shared(id) = object
+                    && self.fill_unmapped(id, range, content)? > 0
+                {
+                    continue;
+                }
                 if self.residency().complete() {
                     self.ring();
                 }
@@ -241,12 +254,7 @@ impl Filler {
                     self.ended(&space);
                     return Ok(());
                 }
-                Attempt::ReadEvents => {
-                    if self.drain(&space)? == 0 {
-                        // The event is read, its task is not yet past it.
-                        std::thread::yield_now();
-                    }
-                }
+                Attempt::ReadEvents => self.step_aside(&space)?,
             }
         }
     }
@@ -260,6 +268,7 @@ impl Filler {
         content: Content<'_>,
     ) -> Result<Attempt> {
         let _gate = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.beside_others(object);
         let mut step = u64::MAX;
         let mut doubted = None;
         loop {
@@ -270,14 +279,14 @@ impl Filler {
             let len = piece.range.len().min(step);
             let Filled { bytes, stop } = fill_once(&space.uffd, piece, range, len, content)?;
             if bytes > 0 {
-                self.mark(space, object, piece.at, bytes, content);
+                self.placed(space, object, piece.at, bytes, content);
             }
             match stop {
                 None => {}
                 Some(Stop::Again) if bytes > 0 => {}
                 Some(Stop::Again) => return Ok(Attempt::ReadEvents),
                 Some(Stop::Exists) => {
-                    self.mark(space, object, piece.at, PAGE_SIZE, content);
+                    self.placed(space, object, piece.at, PAGE_SIZE, content);
                     if let Some(page) = PageRange::with_pages(piece.range.start(), 1) {
                         space.uffd.wake(page)?;
                     }
@@ -299,31 +308,29 @@ impl Filler {
         }
     }
 
+    fn placed(&self, space: &Guarded, object: Object, at: u64, len: u64, content: Content<'_>) {
+        if let Some(range) = PageRange::new(at, at + len) {
+            self.mark(space.id, object, range, content);
+        }
+    }
+
     /// Pages are there: account for them, wake who waits elsewhere, and note how
     /// long they waited.
-    fn mark(&self, space: &Guarded, object: Object, at: u64, len: u64, content: Content<'_>) {
-        let Some(range) = PageRange::new(at, at + len) else {
-            return;
-        };
+    fn mark(&self, space: SpaceId, object: Object, range: PageRange, content: Content<'_>) {
         let mut residency = self.residency();
-        let pages = residency.placed(space.id, object, range);
+        let pages = residency.placed(space, object, range);
         let others = match object {
             Object::Shared(_) => residency.mappings(object, range),
             Object::Private(_) => Vec::new(),
         };
         drop(residency);
-        for other in others {
-            if let Some(s) = self.space(other.space) {
-                // An address space that has ended has nobody to wake.
-                let _ = s.uffd.wake(other.range);
-            }
-        }
+        self.wake_all(&others);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cause = Cause::Pushed;
         if !waiting.is_empty() {
             let now = Instant::now();
             for page in 0..range.pages() {
-                let at = at + page * PAGE_SIZE;
+                let at = range.start() + page * PAGE_SIZE;
                 for fault in waiting.remove(&Origin { object, at }).unwrap_or_default() {
                     cause = Cause::Asked;
                     self.stats.served(now.duration_since(fault.read_at));
@@ -334,6 +341,15 @@ impl Filler {
         match content {
             Content::Poison => self.stats.poisoned(pages),
             Content::Bytes(_) | Content::Zeros => self.stats.placed(pages, cause),
+        }
+    }
+
+    fn wake_all(&self, pieces: &[Piece]) {
+        for piece in pieces {
+            if let Some(s) = self.space(piece.space) {
+                // An address space that has ended has nobody to wake.
+                let _ = s.uffd.wake(piece.range);
+            }
         }
     }
 

@@ -240,13 +240,15 @@ fn answer(filler: &Filler, source: &dyn PageSource, fault: PendingFault) -> Resu
     let Some(space) = filler.space(fault.space) else {
         return Ok(());
     };
-    match filler.note_waiting(fault, WINDOW) {
-        Noted::Zero => {
-            if !filler.zero(&space, fault.addr)? {
-                let mut faults = filler.faults.lock().unwrap_or_else(PoisonError::into_inner);
-                faults.push_back(fault);
-            }
+    let again = |served: bool| {
+        if !served {
+            let mut faults = filler.faults.lock().unwrap_or_else(PoisonError::into_inner);
+            faults.push_back(fault);
         }
+    };
+    match filler.note_waiting(fault, WINDOW) {
+        Noted::Zero => again(filler.zero(&space, fault.addr)?),
+        Noted::Beyond(end) => again(filler.beyond(&space, end, fault.addr)?),
         Noted::Present => filler.wake(&space, fault.addr)?,
         Noted::Asked => {}
         Noted::Ask(want) => {

@@ -7,7 +7,7 @@
 //!   <-----------------------------------  HELLO version
 //!   <------------------------------------------  WHOLE  the images may be read
 //!   SPACE id, pid [uffd, pidfd, record]  ------------->  once for each address space
-//!   SHARED id [record]  ------------------------------>  once for each shared object
+//!   SHARED id [object, record]  ---------------------->  once for each shared object
 //!   READY root, counts  ------------------------------>  everything is built and stopped
 //!                                                        (the server starts its handler)
 //!   <-----------------------------------  GRANT, or ABORT why

@@ -30,7 +30,7 @@ pub mod guardian;
 pub mod handoff;
 pub mod serve;
 
-pub use filler::{Filler, Job, LazySpace, guard};
+pub use filler::{Filler, Job, LazyShared, LazySpace, guard};
 pub use handler::{Direct, Handler, OnLoss};
 pub use ids::{Object, Origin, SpaceId};
 pub use ranges::RangeSet;

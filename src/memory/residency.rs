@@ -3,7 +3,8 @@
 //! Private memory is accounted per address space: a child that forks while a
 //! page is missing needs that page too, at another time than its parent. Shared
 //! memory is accounted per object: a page placed through one mapping is there
-//! for all.
+//! for all, and needed as long as anything of the object is mapped anywhere, since
+//! mremap can reach it again.
 //!
 //! ```text
 //!            ask                place
@@ -59,6 +60,12 @@ pub struct Count {
 pub enum Fault {
     /// Nothing was ever there, or it was thrown away: zeros are right.
     Zero,
+    /// No area is known there. If it is what the shared area that ends at `end`
+    /// has grown by (mremap in place tells nothing), [`Residency::grow`] it.
+    Unknown {
+        /// Where the nearest shared area below ends.
+        end: VAddr,
+    },
     /// The page came meanwhile: wake.
     Present,
     /// The page must come.
@@ -79,6 +86,26 @@ pub struct Piece {
     pub range: PageRange,
     /// Position in the object.
     pub at: u64,
+}
+
+impl Piece {
+    /// The parts of it whose positions in the object are in `wanted`.
+    fn within(self, wanted: &RangeSet) -> Vec<Self> {
+        let Some(whole) = PageRange::new(self.at, self.at + self.range.len()) else {
+            return Vec::new();
+        };
+        let start = |r: &PageRange| self.range.start() + (r.start() - self.at);
+        wanted
+            .within(whole)
+            .filter_map(|r| {
+                Some(Self {
+                    range: PageRange::new(start(&r), start(&r) + r.len())?,
+                    at: r.start(),
+                    ..self
+                })
+            })
+            .collect()
+    }
 }
 
 /// See the head of this file.
@@ -148,27 +175,12 @@ impl Residency {
         Ok(())
     }
 
-    /// Adds pages of a shared object that must come, by byte offset. Call it when
-    /// all address spaces are there. Returns those that no area maps: they must be
-    /// filled in another way, and do not count.
-    pub fn add_shared(&mut self, id: u32, needed: &[PageRange]) -> Vec<PageRange> {
-        let mut mapped = RangeSet::new();
-        for segment in self.spaces.values().flat_map(|s| s.segments.iter()) {
-            if segment.1.object == Object::Shared(id) {
-                mapped.insert_at(segment.1.at, segment.1.end - segment.0);
-            }
-        }
-        let mut unmapped = Vec::new();
+    /// Adds pages of a shared object that must come, by byte offset, mapped or not.
+    pub fn add_shared(&mut self, id: u32, needed: &[PageRange]) {
         let account = self.shared.entry(id).or_default();
         for run in needed {
-            let mut left: RangeSet = [*run].into_iter().collect();
-            for part in mapped.within(*run) {
-                account.count.needed += account.absent.insert(part);
-                left.remove(part);
-            }
-            unmapped.extend(left.iter());
+            account.count.needed += account.absent.insert(*run);
         }
-        unmapped
     }
 
     /// What the fault of `space` at `addr` means.
@@ -178,7 +190,12 @@ impl Residency {
             return Fault::Present;
         };
         let Some(origin) = s.origin_of(addr.0 & !(PAGE_SIZE - 1)) else {
-            return Fault::Zero;
+            return match s.segments.range(..addr.0).next_back() {
+                Some((_, below)) if matches!(below.object, Object::Shared(_)) => Fault::Unknown {
+                    end: VAddr(below.end),
+                },
+                _ => Fault::Zero,
+            };
         };
         let asked = self
             .asked
@@ -257,9 +274,10 @@ impl Residency {
                     if left.is_empty() {
                         break;
                     }
-                    let before = pieces.len();
-                    s.pieces(*id, object, range, &left, &mut pieces);
-                    for p in &pieces[before..] {
+                    let mut here = Vec::new();
+                    s.pieces(*id, object, range, &left, &mut here);
+                    for p in here {
+                        pieces.extend(p.within(&left));
                         left.remove_at(p.at, p.range.len());
                     }
                 }
@@ -284,6 +302,21 @@ impl Residency {
             s.pieces(space, object, range, absent, &mut pieces);
         }
         pieces
+    }
+
+    /// Pages of `range` of a shared object that must come and are mapped nowhere.
+    #[must_use]
+    pub fn unmapped(&self, id: u32, range: PageRange) -> Vec<PageRange> {
+        let Some(account) = self.shared.get(&id) else {
+            return Vec::new();
+        };
+        let mut left: RangeSet = account.absent.within(range).collect();
+        for segment in self.spaces.values().flat_map(|s| &s.segments) {
+            if segment.1.object == Object::Shared(id) {
+                left.remove_at(segment.1.at, segment.1.end - segment.0);
+            }
+        }
+        left.iter().collect()
     }
 
     /// Every place that maps `range` of a shared object, whatever is there.

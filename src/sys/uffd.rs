@@ -297,13 +297,14 @@ impl Uffd {
         filled(what, VAddr(range.start()), range.len(), arg.done, r)
     }
 
-    /// Appends the events that wait to `events`, at most a batch of them;
-    /// returns how many, 0 when there are none.
+    /// Appends the events that wait to `events`, at most `most` and no more than a
+    /// batch; returns how many, 0 when there are none.
     ///
     /// # Errors
     /// An event of a kind or shape that we do not know, those of read(2).
-    pub fn read_events(&self, events: &mut Vec<Event>) -> Result<usize> {
+    pub fn read_events(&self, events: &mut Vec<Event>, most: usize) -> Result<usize> {
         let mut buf = [0u8; MSG_BATCH];
+        let buf = &mut buf[..MSG_BATCH.min(most.max(1).saturating_mul(MSG))];
         // SAFETY: `buf` has the length that is given.
         let n = unsafe { libc::read(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
         let Ok(n) = usize::try_from(n) else {

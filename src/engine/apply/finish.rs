@@ -7,7 +7,7 @@ use super::tasks::body;
 use super::{Build, Made};
 use crate::base::{Error, NsPid, PAGE_SIZE, Result, ResultExt, VAddr};
 use crate::engine::plan::task::Thread;
-use crate::memory::LazySpace;
+use crate::memory::Job;
 use crate::objects::task::rebuild::State;
 use crate::objects::{signals, thread, timers};
 use crate::sys::ptrace::Stopped;
@@ -23,7 +23,7 @@ pub(in crate::engine) struct Ready {
     stop: Vec<(Pid, Signal)>,
     made: Made,
     /// What a lazy restore has to hand over.
-    pub(in crate::engine) lazy: Vec<LazySpace>,
+    pub(in crate::engine) lazy: Job,
 }
 
 impl Build<'_> {
@@ -37,14 +37,14 @@ impl Build<'_> {
             threads: Vec::new(),
             stop: Vec::new(),
             made: Made::default(),
-            lazy: Vec::new(),
+            lazy: Job::default(),
         };
         for pid in self.living() {
             self.settle_task(pid, &mut ready, stopped)
                 .context(|| format!("registers of task {pid}"))?;
         }
         ready.made = self.made;
-        ready.lazy = self.lazies;
+        ready.lazy = self.left;
         Ok(ready)
     }
 

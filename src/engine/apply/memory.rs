@@ -3,15 +3,14 @@
 //! Private anonymous memory is filled through a userfaultfd that the task makes
 //! and we fetch: it is the fastest way, and the same descriptor is what a lazy
 //! restore hands on. Private mappings of files get their changed pages by
-//! process_vm_writev(2). Shared memory is filled here, once, before anybody
-//! maps it.
+//! process_vm_writev(2). For shared memory see [`super::shared`].
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
-use super::Build;
 use super::holder::Files;
+use super::{Build, shared};
 use crate::base::{Error, HostPid, NsPid, PAGE_SIZE, PageRange, Result, ResultExt, VAddr};
 use crate::engine::plan::task::Body;
 use crate::image::pages::{Held, Pagemap, Run};
@@ -20,7 +19,7 @@ use crate::objects::mm::rebuild::{self as mm, Area, Kind};
 use crate::objects::vdso::rebuild::compatible;
 use crate::sys::steer::{Arg, Batch, MAPPING_LEN, find_syscall};
 use crate::sys::uffd::{Stop, Uffd, feature, mode};
-use crate::sys::{pidfd, shmem, vm};
+use crate::sys::{pidfd, vm};
 
 /// Bytes moved at once.
 const PIECE: u64 = 1 << 20;
@@ -36,23 +35,6 @@ fn has_pages(pages: Option<&Pagemap>, area: &Area) -> bool {
 }
 
 impl Build<'_> {
-    /// Makes and fills the shared memory of the tree.
-    ///
-    /// # Errors
-    /// Which memory, and why.
-    pub(in crate::engine) fn share(&mut self) -> Result<()> {
-        for (&number, memory) in &self.plan.shared {
-            let file = shmem::anonymous(memory.len)?;
-            let id = u32::try_from(number).unwrap_or(u32::MAX);
-            for run in memory.pages.iter().flat_map(|p| p.runs()) {
-                fill_file(self.pages, &file, Object::Shared(id), run)
-                    .context(|| format!("fill shared memory {number}"))?;
-            }
-            self.shared.insert(number, file);
-        }
-        Ok(())
-    }
-
     /// Builds the address space of a task.
     ///
     /// # Errors
@@ -151,12 +133,7 @@ impl Build<'_> {
     }
 
     fn fill(&mut self, pid: NsPid, body: &Body) -> Result<()> {
-        let Some(pages) = &body.pages else {
-            return Ok(());
-        };
         let object = Object::Private(space_id(pid));
-        let reader = self.pages;
-        let lazy = self.lazy;
         let eager: RangeSet = body.eager().into_iter().collect();
         let host = self.live(pid)?.host;
         let mut guard: Option<Uffd> = None;
@@ -164,62 +141,53 @@ impl Build<'_> {
         let mut missing = Vec::new();
         for area in &body.space.areas {
             match area.kind {
-                // filled once, elsewhere
-                Kind::SharedAnon(_) | Kind::SharedFile(_) => continue,
+                // the file has the pages
+                Kind::SharedFile(_) => {}
+                Kind::SharedAnon(number) => {
+                    if let Some(id) = self.follows(number) {
+                        let uffd = self.guard(&mut guard, pid)?;
+                        uffd.register(area.range, mode::MISSING)?;
+                        registered.extend(shared::guarded(area, id, &body.space.guards));
+                    }
+                }
                 Kind::PrivateFile(_) => {
-                    for run in pages.within(area.range).filter(|r| r.held() != Held::Zero) {
-                        fill_task(reader, host, object, &run)?;
+                    let pages = body.pages.iter().flat_map(|p| p.within(area.range));
+                    for run in pages.filter(|r| r.held() != Held::Zero) {
+                        fill_task(self.pages, host, object, &run)?;
                     }
-                    continue;
                 }
-                Kind::PrivateAnon => {}
-            }
-            let lazy_area = lazy && area.can_be_lazy();
-            if !has_pages(Some(pages), area) && !lazy_area {
-                continue;
-            }
-            if guard.is_none() {
-                guard = Some(self.userfaultfd(pid, lazy)?);
-            }
-            let Some(uffd) = &guard else { continue };
-            uffd.register(area.range, mode::MISSING)?;
-            if lazy_area {
-                registered.push(Guarded {
-                    range: area.range,
-                    object,
-                    at: area.range.start(),
-                    wipe_on_fork: area.advice & (1 << libc::MADV_WIPEONFORK) != 0,
-                });
-            }
-            for run in pages.within(area.range).filter(|r| r.held() != Held::Zero) {
-                if !(lazy_area && run.lazy()) {
-                    fill_uffd(reader, uffd, object, run.range)?;
-                    continue;
-                }
-                if run.held() == Held::Elsewhere {
-                    // whoever made the image left them behind, needed or not
-                    if let Some(r) = body.rseq_in(run.range) {
-                        return Err(Error::image(
-                            format!("pages {} of task {pid}", run.range),
-                            format!("were left behind, and the kernel writes to {r:#x} (rseq)"),
-                        ));
+                Kind::PrivateAnon => {
+                    let Some(pages) = &body.pages else { continue };
+                    let lazy = self.lazy && area.can_be_lazy();
+                    if !has_pages(Some(pages), area) && !lazy {
+                        continue;
                     }
-                    missing.push(run.range);
-                    continue;
+                    let uffd = self.guard(&mut guard, pid)?;
+                    uffd.register(area.range, mode::MISSING)?;
+                    if !lazy {
+                        for run in pages.within(area.range).filter(|r| r.held() != Held::Zero) {
+                            fill_uffd(self.pages, uffd, object, run.range)?;
+                        }
+                        if self.lazy {
+                            uffd.unregister(area.range)?;
+                        }
+                        continue;
+                    }
+                    registered.push(Guarded {
+                        range: area.range,
+                        object,
+                        at: area.range.start(),
+                        wipe_on_fork: area.advice & (1 << libc::MADV_WIPEONFORK) != 0,
+                    });
+                    let later = self.fill_eager(pid, body, area.range, uffd, &eager)?;
+                    missing.extend(later);
                 }
-                let mut rest: RangeSet = [run.range].into_iter().collect();
-                for now in eager.within(run.range) {
-                    fill_uffd(reader, uffd, object, now)?;
-                    rest.remove(now);
-                }
-                missing.extend(rest.iter());
-            }
-            if lazy && !lazy_area {
-                uffd.unregister(area.range)?;
             }
         }
-        if lazy && let Some(uffd) = guard {
-            self.lazies.push(LazySpace {
+        if self.lazy
+            && let Some(uffd) = guard
+        {
+            self.left.spaces.push(LazySpace {
                 id: space_id(pid),
                 pid: host,
                 pidfd: pidfd::open(host)?,
@@ -231,8 +199,56 @@ impl Build<'_> {
         Ok(())
     }
 
+    /// Fills what of a lazy area may not follow; returns what may.
+    fn fill_eager(
+        &self,
+        pid: NsPid,
+        body: &Body,
+        area: PageRange,
+        uffd: &Uffd,
+        eager: &RangeSet,
+    ) -> Result<Vec<PageRange>> {
+        let object = Object::Private(space_id(pid));
+        let mut missing = Vec::new();
+        let runs = body.pages.iter().flat_map(|p| p.within(area));
+        for run in runs.filter(|r| r.held() != Held::Zero) {
+            if !run.lazy() {
+                fill_uffd(self.pages, uffd, object, run.range)?;
+                continue;
+            }
+            if run.held() == Held::Elsewhere {
+                // whoever made the image left them behind, needed or not
+                if let Some(r) = body.rseq_in(run.range) {
+                    return Err(Error::image(
+                        format!("pages {} of task {pid}", run.range),
+                        format!("were left behind, and the kernel writes to {r:#x} (rseq)"),
+                    ));
+                }
+                missing.push(run.range);
+                continue;
+            }
+            let mut rest: RangeSet = [run.range].into_iter().collect();
+            for now in eager.within(run.range) {
+                fill_uffd(self.pages, uffd, object, now)?;
+                rest.remove(now);
+            }
+            missing.extend(rest.iter());
+        }
+        Ok(missing)
+    }
+
+    /// The task's userfaultfd, made when it is first needed.
+    fn guard<'g>(&mut self, guard: &'g mut Option<Uffd>, pid: NsPid) -> Result<&'g Uffd> {
+        let uffd = match guard.take() {
+            Some(uffd) => uffd,
+            None => self.userfaultfd(pid)?,
+        };
+        Ok(guard.insert(uffd))
+    }
+
     /// A userfaultfd of the task, fetched from it.
-    fn userfaultfd(&mut self, pid: NsPid, lazy: bool) -> Result<Uffd> {
+    fn userfaultfd(&mut self, pid: NsPid) -> Result<Uffd> {
+        let lazy = self.lazy;
         let live = self.live(pid)?;
         let mut b = Batch::new();
         let fd = b.call(

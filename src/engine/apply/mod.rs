@@ -9,6 +9,7 @@ mod finish;
 mod holder;
 mod memory;
 mod root;
+mod shared;
 mod tasks;
 mod tree;
 
@@ -22,7 +23,7 @@ use nix::unistd::Pid;
 
 use super::plan::Plan;
 use crate::base::{Error, HostPid, NsPid, PageRange, Result};
-use crate::memory::{LazySpace, PageReader};
+use crate::memory::{Job, PageReader};
 use crate::objects::vdso::rebuild::Present;
 use crate::sys::ptrace::{self, Options};
 use crate::sys::steer::Steered;
@@ -62,8 +63,8 @@ pub(super) struct Build<'a> {
     /// Free in every task: the loop, then room to park the vDSO.
     hole: PageRange,
     shared: BTreeMap<u64, File>,
-    /// What a lazy restore leaves to be filled.
-    lazies: Vec<LazySpace>,
+    /// What a lazy restore leaves to be filled later.
+    left: Job,
 }
 
 impl Build<'_> {

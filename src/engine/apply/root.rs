@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use super::{Build, Live, Made, SEIZED, reap, stop};
 use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
 use crate::engine::plan::Plan;
-use crate::memory::PageReader;
+use crate::memory::{Job, PageReader};
 use crate::objects::vdso::rebuild as vdso;
 use crate::sys::clone::{self, Child};
 use crate::sys::steer::{Batch, MAPPING_LEN, Steered, find_syscall};
@@ -97,7 +97,7 @@ impl<'a> Build<'a> {
             service,
             hole,
             shared: BTreeMap::new(),
-            lazies: Vec::new(),
+            left: Job::default(),
         };
         let mut task = stop(host).context(|| "take over the root".to_owned())?;
         // from now on `build` kills it

@@ -161,7 +161,7 @@ impl Frozen {
         cgroups.write(&mut set);
         set.put(Kind::Seccomp, 0, &filters.record());
         set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
-        Ok((set, pages.finish()))
+        Ok((set, pages.finish()?))
     }
 
     /// Who is in the container but not in the tree would be left behind.

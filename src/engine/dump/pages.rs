@@ -96,6 +96,19 @@ pub(super) struct Collector {
     spaces: Vec<Space>,
     shared: Vec<Shared>,
     runs: BTreeMap<Object, Vec<Run>>,
+    /// How shared memory is mapped, by its number.
+    uses: BTreeMap<u32, Use>,
+}
+
+/// How the tree maps a shared memory object.
+#[derive(Debug, Default)]
+struct Use {
+    /// Where the last mapping ends in it.
+    end: u64,
+    /// Some mapping of it cannot be guarded.
+    locked: bool,
+    /// Pages that are touched at once.
+    eager: RangeSet,
 }
 
 impl Collector {
@@ -104,6 +117,7 @@ impl Collector {
             spaces: Vec::new(),
             shared: Vec::new(),
             runs: BTreeMap::new(),
+            uses: BTreeMap::new(),
         }
     }
 
@@ -113,7 +127,7 @@ impl Collector {
         let mut runs = Vec::new();
         for (area, content) in areas.iter().zip(scan.content) {
             if let AreaKind::SharedAnon(ino) = area.kind {
-                self.shared_memory(ino, &scan.space, area.range)?;
+                self.shared_memory(ino, &scan.space, area, eager)?;
             }
             let may_wait = area.can_be_lazy();
             for found in content {
@@ -125,39 +139,60 @@ impl Collector {
         Ok(())
     }
 
-    fn shared_memory(&mut self, ino: u64, space: &Space, area: PageRange) -> Result<()> {
+    fn shared_memory(
+        &mut self,
+        ino: u64,
+        space: &Space,
+        area: &Area,
+        eager: &RangeSet,
+    ) -> Result<()> {
         let id = shared_id(ino)?;
-        if !self.runs.contains_key(&Object::Shared(id)) {
-            self.add_shared(Shared::open(id, space, area)?)?;
+        if !self.uses.contains_key(&id) {
+            self.shared.push(Shared::open(id, space, area.range)?);
+        }
+        let it = self.uses.entry(id).or_default();
+        let offset = area.entry.pgoff;
+        it.end = it.end.max(offset + area.range.len());
+        it.locked |= !area.can_be_lazy();
+        for part in eager.within(area.range) {
+            let at = offset + (part.start() - area.range.start());
+            it.eager.insert_at(at, part.len());
         }
         Ok(())
     }
 
-    fn add_shared(&mut self, shared: Shared) -> Result<()> {
-        let runs = shared
-            .existing()?
-            .into_iter()
-            .map(|range| Run { range, lazy: false })
-            .collect();
-        self.runs.insert(Object::Shared(shared.id()), runs);
-        self.shared.push(shared);
-        Ok(())
-    }
-
-    /// Contents of memfds, saved like shared memory.
+    /// Contents of memfds, saved like shared memory; they never wait, since read(2)
+    /// and write(2) do not ask a userfaultfd.
     pub(super) fn memfds(&mut self, contents: Vec<files::Contents>) -> Result<()> {
         for c in contents {
-            self.add_shared(Shared::from_file(c.shmid, c.fd.into())?)?;
+            self.shared.push(Shared::from_file(c.shmid, c.fd.into())?);
+            self.uses.entry(c.shmid).or_default().locked = true;
         }
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Pages {
+    pub(super) fn finish(mut self) -> Result<Pages> {
+        for shared in &self.shared {
+            let it = self.uses.entry(shared.id()).or_default();
+            let mut runs = Vec::new();
+            for found in shared.existing()? {
+                // A run of its own: CRIU passes over what ends behind all mappings.
+                let border = it.end.clamp(found.start(), found.end());
+                let part = |a, b| PageRange::new(a, b).filter(|r| !r.is_empty());
+                if let Some(mapped) = part(found.start(), border) {
+                    push(&mut runs, mapped, !it.locked, &it.eager);
+                }
+                if let Some(range) = part(border, found.end()) {
+                    runs.push(Run { range, lazy: false });
+                }
+            }
+            self.runs.insert(Object::Shared(shared.id()), runs);
+        }
         let held = HeldPages::new(self.spaces, self.shared);
-        Pages {
+        Ok(Pages {
             held,
             runs: self.runs,
-        }
+        })
     }
 }
 

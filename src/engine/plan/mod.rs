@@ -28,8 +28,10 @@ const IMAGE_VERSION_COMMON: u32 = 2;
 /// Shared anonymous memory of the tree.
 #[derive(Debug, Clone)]
 pub struct SharedMemory {
-    /// Bytes, as far as anybody maps it.
+    /// Bytes, as far as anybody maps it or it has pages: mremap may reach those.
     pub len: u64,
+    /// Every area of it can be guarded, so pages may be filled later.
+    pub can_be_lazy: bool,
     /// Which pages it has; `None` if the image lists none.
     pub pages: Option<Pagemap>,
 }
@@ -243,9 +245,11 @@ fn shared_memory(set: &Set, tasks: &BTreeMap<NsPid, Task>) -> Result<BTreeMap<u6
             }
             let entry = shared.entry(number).or_insert(SharedMemory {
                 len: 0,
+                can_be_lazy: true,
                 pages: None,
             });
             entry.len = entry.len.max(end);
+            entry.can_be_lazy &= a.can_be_lazy();
         }
     }
     for (number, memory) in &mut shared {
@@ -256,17 +260,15 @@ fn shared_memory(set: &Set, tasks: &BTreeMap<NsPid, Task>) -> Result<BTreeMap<u6
             )
         })?;
         memory.pages = Pagemap::of(set, Kind::PagemapShmem, id)?;
-        if let Some(run) = memory.pages.as_ref().and_then(|p| p.runs().last())
-            && run.range.end() > memory.len
-        {
+        let end = memory.pages.as_ref().and_then(|p| p.runs().last());
+        let end = end.map_or(0, |run| run.range.end());
+        if end > MAX_LEN {
             return Err(Error::image(
                 Kind::PagemapShmem.file_name(id),
-                format!(
-                    "lists {}, nobody maps more than {:#x}",
-                    run.range, memory.len
-                ),
+                format!("lists pages up to {end:#x}"),
             ));
         }
+        memory.len = memory.len.max(end);
     }
     Ok(shared)
 }

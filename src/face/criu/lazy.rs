@@ -54,17 +54,11 @@ impl PageServer {
         Ok(Self { listener, ticket })
     }
 
-    /// Puts what a client must know beside the images, and keeps shared memory
-    /// out of what is served: it is filled before the resume.
+    /// Puts what a client must know beside the images.
     ///
     /// # Errors
     /// The images have such a file already.
     pub(crate) fn prepare(&self, captured: &mut Captured) -> Result<()> {
-        for (object, runs) in &mut captured.pages.runs {
-            if matches!(object, Object::Shared(_)) {
-                runs.iter_mut().for_each(|run| run.lazy = false);
-            }
-        }
         captured.set.put_raw(SESSION_FILE, self.ticket.file())
     }
 

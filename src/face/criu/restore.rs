@@ -55,13 +55,16 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
             rebuilt.resume(&mut notices)?;
         }
         Some(mut client) => {
-            let spaces = rebuilt.take_lazy();
-            for space in &spaces {
+            let lazy = rebuilt.take_lazy();
+            for space in &lazy.spaces {
                 client.space(space)?;
+            }
+            for shared in &lazy.shared {
+                client.shared(shared)?;
             }
             client.ready(root, GRANT)?;
             // From here on only the server holds their userfaultfds.
-            drop(spaces);
+            drop(lazy);
             rebuilt.resume(&mut notices)?;
             client.resumed()?;
         }

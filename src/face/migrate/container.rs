@@ -11,7 +11,6 @@ use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::hold::{self, Hold, Place, Verdict};
 use crate::engine::options::{Dump, Observer, Stage};
-use crate::memory::Object;
 use crate::migrate::ports::{Capture, Container};
 use crate::runtime::runc;
 use crate::sys::{cgroup, procfs};
@@ -156,15 +155,7 @@ impl Container for RuncContainer {
         let Now::Frozen(frozen) = &mut self.now else {
             return Err(Error::bug("capture", "it is not frozen"));
         };
-        let Captured {
-            mut set, mut pages, ..
-        } = frozen.capture(&self.dump, &mut Quiet)?;
-        // Shared memory is filled before the resume, through its inode.
-        for (object, runs) in &mut pages.runs {
-            if matches!(object, Object::Shared(_)) {
-                runs.iter_mut().for_each(|r| r.lazy = false);
-            }
-        }
+        let Captured { mut set, pages, .. } = frozen.capture(&self.dump, &mut Quiet)?;
         // Pages that cannot wait go with the images: stacks in use, arguments,
         // what a userfaultfd cannot guard.
         let eager = EagerDir::new(self.runc.id())?;

@@ -12,15 +12,24 @@ impl Filler {
     /// how many came.
     pub(in crate::memory) fn drain(&self, space: &Guarded) -> Result<usize> {
         let _gate = space.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.one_by_one();
+        let batch = if turn.is_some() { 1 } else { usize::MAX };
         let mut total = 0;
         let mut doubtful: Vec<PageRange> = Vec::new();
         loop {
-            let mut events = Vec::new();
-            while space.uffd.read_events(&mut events)? > 0 {}
-            let read_at = Instant::now();
-            total += events.len();
-            for event in events {
-                self.apply(space, event, read_at, &mut doubtful)?;
+            loop {
+                if turn.is_some() {
+                    self.settle_suspects()?;
+                }
+                let mut events = Vec::new();
+                if space.uffd.read_events(&mut events, batch)? == 0 {
+                    break;
+                }
+                let read_at = Instant::now();
+                total += events.len();
+                for event in events {
+                    self.apply(space, event, read_at, &mut doubtful)?;
+                }
             }
             let mut unsettled = Vec::new();
             for range in doubtful.drain(..) {
@@ -76,7 +85,10 @@ impl Filler {
                 }
             }
             Event::Remove { range } => {
-                self.residency().remove(space.id, range);
+                let doubtful = self.residency().remove(space.id, range);
+                for (id, part) in doubtful {
+                    self.thrown_away(id, part)?;
+                }
                 space.uffd.wake(range)?;
             }
             Event::Unmap { range } => doubtful.push(range),

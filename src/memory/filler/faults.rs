@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::{Content, Filler, Guarded, PendingFault};
-use crate::base::{PageRange, Result, VAddr};
+use crate::base::{PAGE_SIZE, PageRange, Result, VAddr};
 use crate::memory::{Fault, Object, SpaceId, Want};
 use crate::sys::uffd::Stop;
 
@@ -14,6 +14,8 @@ pub(in crate::memory) enum Noted {
     Present,
     Asked,
     Ask(Want),
+    /// Perhaps in what the area that ends there has grown by.
+    Beyond(VAddr),
 }
 
 impl Filler {
@@ -23,6 +25,7 @@ impl Filler {
         match residency.fault(fault.space, fault.addr) {
             Fault::Zero => Noted::Zero,
             Fault::Present => Noted::Present,
+            Fault::Unknown { end } => Noted::Beyond(end),
             Fault::Absent { origin, asked } => {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 waiting.entry(origin).or_default().push(fault);
@@ -54,18 +57,68 @@ impl Filler {
         let Some(page) = PageRange::with_pages(addr.0, 1) else {
             return Ok(true);
         };
-        match space.uffd.zeropage(page)?.stop {
+        let gate = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if matches!(self.residency().fault(space.id, addr), Fault::Absent { .. }) {
+            return Ok(false);
+        }
+        let stop = space.uffd.zeropage(page)?.stop;
+        drop(gate);
+        match stop {
             None => self.stats.zeroed(),
             Some(Stop::Exists | Stop::NoArea) => space.uffd.wake(page)?,
             Some(Stop::Gone) => self.ended(space),
             Some(Stop::Again) => {
-                if self.drain(space)? == 0 {
-                    std::thread::yield_now();
-                }
+                self.step_aside(space)?;
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Serves a fault at an address of which nothing is known, above a shared area
+    /// that ends at `end`: it may have grown. `false`: ask again.
+    pub(in crate::memory) fn beyond(
+        &self,
+        space: &Guarded,
+        end: VAddr,
+        addr: VAddr,
+    ) -> Result<bool> {
+        let gate = space.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let to = addr.0 + PAGE_SIZE;
+        let guarded = |start: u64, to: u64| match PageRange::new(start, to) {
+            Some(range) => space.uffd.is_guarded(range),
+            None => Ok(Some(false)),
+        };
+        let mut grown = guarded(end.0 - PAGE_SIZE, to)?;
+        if grown == Some(false) {
+            // Not one area; yet mprotect may have split it.
+            let mut at = end.0;
+            grown = guarded(at, at + PAGE_SIZE)?;
+            while grown == Some(true) && at < addr.0 {
+                at += PAGE_SIZE;
+                grown = guarded(at, at + PAGE_SIZE)?;
+            }
+        }
+        if grown == Some(true) {
+            self.residency().grow(space.id, end, VAddr(to));
+        }
+        drop(gate);
+        match grown {
+            Some(true) => Ok(false),
+            Some(false) => self.zero(space, addr),
+            None => {
+                self.step_aside(space)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reads the events that are in the way, or lets their task get past them.
+    pub(super) fn step_aside(&self, space: &Guarded) -> Result<()> {
+        if self.drain(space)? == 0 {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     pub(in crate::memory) fn wake(&self, space: &Guarded, addr: VAddr) -> Result<()> {
@@ -100,14 +153,12 @@ impl Filler {
                 continue;
             };
             for page in 0..piece.range.pages() {
-                let start = piece.range.start() + page * crate::base::PAGE_SIZE;
+                let start = piece.range.start() + page * PAGE_SIZE;
                 let Some(page) = PageRange::with_pages(start, 1) else {
                     continue;
                 };
                 while space.uffd.poison(page)?.stop == Some(Stop::Again) {
-                    if self.drain(&space)? == 0 {
-                        std::thread::yield_now();
-                    }
+                    self.step_aside(&space)?;
                 }
             }
         }

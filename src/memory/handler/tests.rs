@@ -1,6 +1,6 @@
 use super::*;
 use crate::base::{PageRange, VAddr};
-use crate::memory::filler::{Job, LazySpace, guard};
+use crate::memory::filler::{Job, LazyShared, LazySpace, guard};
 use crate::memory::{Area, fill};
 use crate::sys::testing::Child;
 use std::os::fd::AsFd;
@@ -56,7 +56,7 @@ fn lazy(child: &Child, id: SpaceId, pages: u64) -> (LazySpace, PageRange) {
     (space, range)
 }
 
-fn start(spaces: Vec<LazySpace>, shared: Vec<(u32, Vec<PageRange>)>) -> Handler {
+fn start(spaces: Vec<LazySpace>, shared: Vec<LazyShared>) -> Handler {
     let filler = Filler::new(Job { spaces, shared }).unwrap();
     Handler::start(
         filler,
@@ -184,45 +184,6 @@ fn memory_that_moves_goes_away_or_is_thrown_away_is_followed() {
         child.sum(at + 48 * PAGE, 16 * PAGE),
         expected(OWN, at + 48 * PAGE, 16)
     );
-}
-
-#[test]
-fn shared_memory_comes_once_and_wakes_everyone_who_waits() {
-    let parent = Child::fork();
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-    let pages = 32;
-    let at = parent.mmap_with(0, pages * PAGE, flags, -1);
-    let range = PageRange::with_pages(at, pages).unwrap();
-    let object = Object::Shared(4);
-    let second = parent.spawn();
-    let spaces = [(&parent, SPACE), (&second, SpaceId(2))].map(|(child, id)| {
-        let area = Area {
-            range,
-            object,
-            at: 0,
-            wipe_on_fork: false,
-        };
-        LazySpace {
-            id,
-            pid: child.pid(),
-            pidfd: child.pidfd().try_clone().unwrap(),
-            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-            areas: vec![area],
-            needed: vec![],
-        }
-    });
-    let all = PageRange::with_pages(0, pages).unwrap();
-    // Both wait for the same page before anything is served.
-    parent.start_sum(at + 7 * PAGE, PAGE);
-    second.start_sum(at + 7 * PAGE, PAGE);
-    let handler = start(spaces.into(), vec![(4, vec![all])]);
-    assert_eq!(parent.finish(), expected(object, 7 * PAGE, 1));
-    assert_eq!(second.finish(), expected(object, 7 * PAGE, 1));
-    parent.fill(at + 9 * PAGE, PAGE, 3);
-    assert_eq!(second.sum(at + 9 * PAGE, PAGE), 3 * PAGE);
-    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
-    assert_eq!(handler.wait().unwrap().count.present, pages);
-    assert_eq!(second.sum(at, 7 * PAGE), expected(object, 0, 7));
 }
 
 #[test]
@@ -385,3 +346,6 @@ fn memory_that_moves_and_forks_while_two_threads_fill_it_stays_right() {
         assert!(e.raw_os_error().is_some());
     }
 }
+
+#[path = "shared_tests.rs"]
+mod shared;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::message::{Line, Message, SharedRecord, SpaceRecord, VERSION, unexpected};
 use super::socket_in;
 use crate::base::{Error, HostPid, Result};
-use crate::memory::LazySpace;
+use crate::memory::{LazyShared, LazySpace};
 use crate::sys::seqpacket;
 
 /// A restorer's conversation with the process that serves pages.
@@ -75,14 +75,16 @@ impl Client {
         Ok(())
     }
 
-    /// Names the pages of a shared object that must come, by byte offset.
+    /// Hands a shared object over, with the pages that must come.
     ///
     /// # Errors
     /// As [`Self::space`].
-    pub fn shared(&mut self, id: u32, needed: &[crate::base::PageRange]) -> Result<()> {
-        let record = SharedRecord(needed.iter().map(|r| (r.start(), r.end())).collect());
+    pub fn shared(&mut self, shared: &LazyShared) -> Result<()> {
+        let needed = shared.needed.iter().map(|r| (r.start(), r.end()));
+        let record = SharedRecord(needed.collect());
+        let message = Message::Shared { id: shared.id };
         self.line
-            .send_record(&Message::Shared { id }, &[], &record)?;
+            .send_record(&message, &[shared.file.as_fd()], &record)?;
         self.shared += 1;
         Ok(())
     }

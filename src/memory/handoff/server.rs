@@ -10,7 +10,7 @@ use super::message::{
 use super::socket_in;
 use crate::base::limits::MAX_TASKS;
 use crate::base::{Error, HostPid, Result};
-use crate::memory::{Area, Job, LazySpace, SpaceId};
+use crate::memory::{Area, Job, LazyShared, LazySpace, SpaceId};
 use crate::sys::uffd::Uffd;
 use crate::sys::{poll, seqpacket};
 
@@ -100,10 +100,14 @@ impl Session {
             match message {
                 Message::Space { id, pid } => job.spaces.push(space(id, pid, rights)?),
                 Message::Shared { id } => {
-                    let [record] = exactly(rights)?;
+                    let [file, record] = exactly(rights)?;
                     let SharedRecord(runs) = read_record(record)?;
-                    let runs: Result<_> = runs.into_iter().map(range).collect();
-                    job.shared.push((id, runs?));
+                    let needed: Result<_> = runs.into_iter().map(range).collect();
+                    job.shared.push(LazyShared {
+                        id,
+                        file: file.into(),
+                        needed: needed?,
+                    });
                 }
                 Message::Ready {
                     root,

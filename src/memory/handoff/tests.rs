@@ -116,15 +116,15 @@ fn hostile_messages_are_refused_by_name() {
         (&[b"\"grant\""], "in place of HELLO"),
         (
             &[
-                b"{\"hello\":{\"version\":1}}",
+                b"{\"hello\":{\"version\":2}}",
                 b"{\"space\":{\"id\":1,\"pid\":1}}",
             ],
             "0 descriptors",
         ),
-        (&[b"{\"hello\":{\"version\":1}}", &[b' '; 5000]], "too long"),
+        (&[b"{\"hello\":{\"version\":2}}", &[b' '; 5000]], "too long"),
         (
             &[
-                b"{\"hello\":{\"version\":1}}",
+                b"{\"hello\":{\"version\":2}}",
                 b"{\"ready\":{\"root\":1,\"spaces\":4,\"shared\":0}}",
             ],
             "counts do not fit",
@@ -151,7 +151,9 @@ fn a_record_that_lies_about_pages_is_refused() {
     let line = Line::new(seqpacket::connect_to(&socket_in(dir.path())).unwrap(), LONG);
     line.send(&Message::Hello { version: VERSION }, &[])
         .unwrap();
-    line.send_record(&Message::Shared { id: 3 }, &[], &[(4096u64, 5000u64)])
+    let object = std::fs::File::open("/dev/null").unwrap();
+    let rights = [std::os::fd::AsFd::as_fd(&object)];
+    line.send_record(&Message::Shared { id: 3 }, &rights, &[(4096u64, 5000u64)])
         .unwrap();
     let e = server
         .accept(Some(LONG), LONG)

@@ -1,6 +1,8 @@
 //! What the tasks do to their memory meanwhile: fork, mremap, munmap, madvise,
 //! exit.
 
+use std::collections::BTreeMap;
+
 use super::space::{Account, Segment, Space};
 use super::{Count, Residency};
 use crate::base::{Error, PageRange, Result, VAddr};
@@ -42,7 +44,9 @@ impl Residency {
 
     /// Pages moved, with whatever must still come there. `len` 0 means that a
     /// shared mapping was duplicated: how far is not told, so the copy reaches as
-    /// far as its original does and nothing else lies in the way.
+    /// far as its original does and nothing else lies in the way. The old place of
+    /// a shared mapping stays known until its unmapping is told: MREMAP_DONTUNMAP
+    /// leaves it, with the same pages.
     pub fn remap(&mut self, space: SpaceId, from: VAddr, to: VAddr, len: u64) {
         let Some(s) = self.spaces.get_mut(&space) else {
             return;
@@ -77,8 +81,10 @@ impl Residency {
             return;
         };
         let moved: Vec<_> = s.overlapping(old).collect();
-        s.cut(old);
         for (r, segment) in moved {
+            if matches!(segment.object, Object::Private(_)) {
+                s.cut(r);
+            }
             let start = to.0 + (r.start() - from.0);
             s.segments.insert(
                 start,
@@ -87,6 +93,25 @@ impl Residency {
                     ..segment
                 },
             );
+        }
+    }
+
+    /// The shared area of `space` that ends at `end` reaches to `to` now, with the
+    /// pages that follow in its object.
+    pub fn grow(&mut self, space: SpaceId, end: VAddr, to: VAddr) {
+        let Some(s) = self.spaces.get_mut(&space) else {
+            return;
+        };
+        let to = s
+            .segments
+            .range(end.0..)
+            .next()
+            .map_or(to.0, |next| to.0.min(*next.0));
+        if let Some((_, segment)) = s.segments.range_mut(..end.0).next_back()
+            && segment.end == end.0
+            && matches!(segment.object, Object::Shared(_))
+        {
+            segment.end = to.max(end.0);
         }
     }
 
@@ -99,8 +124,8 @@ impl Residency {
             .unwrap_or_default()
     }
 
-    /// A range is mapped no longer: nobody needs what was to come there. A page of
-    /// a shared object is gone when its last mapping is.
+    /// A range is mapped no longer: nobody needs what was to come there. Pages of a
+    /// shared object are gone when nothing of it is mapped anywhere.
     pub fn unmap(&mut self, space: SpaceId, range: PageRange) {
         let Some(s) = self.spaces.get_mut(&space) else {
             return;
@@ -108,34 +133,45 @@ impl Residency {
         let cut: Vec<_> = s.overlapping(range).collect();
         s.cut(range);
         for (r, segment) in cut {
-            let Some(origin) = PageRange::new(segment.at, segment.at + r.len()) else {
-                continue;
-            };
             match segment.object {
                 Object::Private(_) => {
                     if let Some(s) = self.spaces.get_mut(&space) {
-                        s.private.gone(origin);
+                        s.private.gone_at(segment.at, r.len());
                     }
                 }
-                Object::Shared(id) => self.settle_shared(id, origin),
+                Object::Shared(id) => settle_shared(&self.spaces, &mut self.shared, id),
             }
         }
     }
 
-    /// Content was thrown away (madvise DONTNEED, FREE): zeros are right there
-    /// from now on. A shared object keeps its pages.
-    pub fn remove(&mut self, space: SpaceId, range: PageRange) {
+    /// Content was thrown away (madvise DONTNEED, FREE, REMOVE): zeros are right
+    /// there from now on. What only the page table forgets, a shared object keeps:
+    /// returned are its pages there that must still come, if they must.
+    pub fn remove(&mut self, space: SpaceId, range: PageRange) -> Vec<(u32, PageRange)> {
+        let mut doubtful = Vec::new();
         let Some(s) = self.spaces.get_mut(&space) else {
-            return;
+            return doubtful;
         };
         let cut: Vec<_> = s.overlapping(range).collect();
         for (r, segment) in cut {
-            if let (Object::Private(_), Some(origin)) = (
-                segment.object,
-                PageRange::new(segment.at, segment.at + r.len()),
-            ) {
-                s.private.gone(origin);
+            match segment.object {
+                Object::Private(_) => s.private.gone_at(segment.at, r.len()),
+                Object::Shared(id) => {
+                    let account = self.shared.get(&id);
+                    let part = PageRange::new(segment.at, segment.at + r.len());
+                    if let (Some(account), Some(part)) = (account, part) {
+                        doubtful.extend(account.absent.within(part).map(|p| (id, p)));
+                    }
+                }
             }
+        }
+        doubtful
+    }
+
+    /// Pages of a shared object were thrown away (a hole was punched).
+    pub fn punched(&mut self, id: u32, range: PageRange) {
+        if let Some(account) = self.shared.get_mut(&id) {
+            account.gone(range);
         }
     }
 
@@ -149,30 +185,22 @@ impl Residency {
         self.ended.needed += c.needed;
         self.ended.present += c.present;
         self.ended.gone += c.gone;
-        for (start, segment) in s.segments {
-            if let (Object::Shared(id), Some(range)) = (
-                segment.object,
-                PageRange::new(segment.at, segment.at + (segment.end - start)),
-            ) {
-                self.settle_shared(id, range);
+        for segment in s.segments.values() {
+            if let Object::Shared(id) = segment.object {
+                settle_shared(&self.spaces, &mut self.shared, id);
             }
         }
     }
+}
 
-    /// Pages of a shared object that no mapping reaches are gone.
-    fn settle_shared(&mut self, id: u32, range: PageRange) {
-        let mut left: RangeSet = [range].into_iter().collect();
-        for s in self.spaces.values() {
-            for (start, segment) in &s.segments {
-                if segment.object == Object::Shared(id) {
-                    left.remove_at(segment.at, segment.end - start);
-                }
-            }
-        }
-        if let Some(account) = self.shared.get_mut(&id) {
-            for r in left.iter() {
-                account.gone(r);
-            }
-        }
+/// Pages of a shared object of which nothing is mapped are gone.
+fn settle_shared(spaces: &BTreeMap<SpaceId, Space>, shared: &mut BTreeMap<u32, Account>, id: u32) {
+    let mut segments = spaces.values().flat_map(|s| s.segments.values());
+    if segments.any(|s| s.object == Object::Shared(id)) {
+        return;
+    }
+    if let Some(account) = shared.get_mut(&id) {
+        account.count.gone += account.absent.pages();
+        account.absent = RangeSet::new();
     }
 }

@@ -31,6 +31,10 @@ impl Account {
     pub(super) fn gone(&mut self, range: PageRange) {
         self.count.gone += self.absent.remove(range);
     }
+
+    pub(super) fn gone_at(&mut self, at: u64, len: u64) {
+        self.count.gone += self.absent.remove_at(at, len);
+    }
 }
 
 #[derive(Debug)]

@@ -28,7 +28,7 @@ fn two_spaces() -> Residency {
         let areas = [area(0, 16, Object::Private(id), 0), area(20, 8, SHARED, 0)];
         r.add_space(id, &areas, &[pages(2, 10)]).unwrap();
     }
-    assert!(r.add_shared(9, &[pages(1, 6)]).is_empty());
+    r.add_shared(9, &[pages(1, 6)]);
     r
 }
 
@@ -72,7 +72,7 @@ fn a_duplicated_shared_mapping_leads_to_the_same_pages() {
     };
     assert_eq!((origin.object, origin.at), (SHARED, 3 * PAGE_SIZE));
     // Six pages were left of the original behind page 22.
-    assert_eq!(r.fault(SpaceId(1), at(46)), Fault::Zero);
+    assert_eq!(r.fault(SpaceId(1), at(46)), Fault::Unknown { end: at(46) });
     r.unmap(SpaceId(1), pages(20, 8));
     r.end(SpaceId(2));
     assert!(matches!(r.fault(SpaceId(1), at(41)), Fault::Absent { .. }));
@@ -85,6 +85,44 @@ fn a_duplicated_shared_mapping_leads_to_the_same_pages() {
             at,
         }]
     });
+}
+
+#[test]
+fn pages_of_a_shared_object_are_needed_until_nothing_of_it_is_mapped() {
+    let mut r = two_spaces();
+    r.end(SpaceId(2));
+    r.unmap(SpaceId(1), pages(22, 6));
+    assert_eq!(r.unmapped(9, pages(0, 8)), [pages(2, 5)]);
+    assert!(r.waiting_for(SHARED, pages(2, 5)).is_empty());
+    // It grows again, in place.
+    assert_eq!(r.fault(SpaceId(1), at(24)), Fault::Unknown { end: at(22) });
+    r.grow(SpaceId(1), at(22), at(25));
+    assert!(
+        matches!(r.fault(SpaceId(1), at(24)), Fault::Absent { origin, .. }
+        if origin.at == 4 * PAGE_SIZE)
+    );
+    assert_eq!(r.unmapped(9, pages(0, 8)), [pages(5, 2)]);
+    // Punched, by whom the kernel did not tell: the caller found out.
+    assert_eq!(r.remove(SpaceId(1), pages(20, 3)), [(9, pages(1, 2))]);
+    r.punched(9, pages(1, 2));
+    assert_eq!(r.fault(SpaceId(1), at(21)), Fault::Zero);
+    let gone = r.count().gone;
+    r.unmap(SpaceId(1), pages(20, 5));
+    assert_eq!(r.count().gone, gone + 4);
+}
+
+#[test]
+fn a_shared_mapping_that_moved_is_known_at_both_places_until_one_goes() {
+    let mut r = two_spaces();
+    r.remap(SpaceId(1), at(20), at(40), 8 * PAGE_SIZE);
+    for page in [22, 42] {
+        assert!(
+            matches!(r.fault(SpaceId(1), at(page)), Fault::Absent { origin, .. }
+            if origin.at == 2 * PAGE_SIZE)
+        );
+    }
+    r.unmap(SpaceId(1), pages(20, 8));
+    assert_eq!(r.fault(SpaceId(1), at(22)), Fault::Zero);
 }
 
 #[test]
@@ -122,10 +160,6 @@ fn what_contradicts_itself_is_refused_by_name() {
     let foreign = [area(0, 4, Object::Private(SpaceId(2)), 0)];
     assert!(r.add_space(SpaceId(1), &foreign, &[]).is_err());
     assert!(r.add_space(SpaceId(u32::MAX), &[], &[]).is_err());
-    r.add_space(SpaceId(1), &[area(0, 4, SHARED, 0)], &[])
-        .unwrap();
-    assert_eq!(r.add_shared(9, &[pages(2, 4)]), [pages(4, 2)]);
-    assert_eq!(r.missing(), 2);
 }
 
 #[derive(Debug, Clone)]
@@ -172,14 +206,10 @@ impl Model {
                 self.private.remove(&(space, p));
             }
         }
-        let mapped: BTreeSet<u64> = self
-            .maps
-            .values()
-            .flat_map(|m| m.values())
-            .filter(|(o, _)| *o == SHARED)
-            .map(|(_, p)| *p)
-            .collect();
-        self.shared.retain(|p| mapped.contains(p));
+        let mut left = self.maps.values().flat_map(|m| m.values());
+        if !left.any(|(o, _)| *o == SHARED) {
+            self.shared.clear();
+        }
     }
 }
 
@@ -206,6 +236,11 @@ proptest! {
                         let got = PageRange::with_pages(piece.at, piece.range.pages()).unwrap();
                         prop_assert_eq!(r.placed(piece.space, objects[o], got), got.pages());
                     }
+                    if objects[o] == SHARED {
+                        for part in r.unmapped(9, pages(p, n)) {
+                            prop_assert_eq!(r.placed(SpaceId(0), SHARED, part), part.pages());
+                        }
+                    }
                     for p in p..p + n {
                         match objects[o] {
                             SHARED => { model.shared.remove(&p); }
@@ -225,7 +260,11 @@ proptest! {
                             .iter()
                             .map(|p| p.range.pages())
                             .sum();
-                        prop_assert!(absent >= want.window.pages());
+                        let unmapped = match origin.object {
+                            SHARED => r.unmapped(9, want.window).iter().map(|r| r.pages()).sum(),
+                            _ => 0,
+                        };
+                        prop_assert!(absent + unmapped >= want.window.pages());
                     }
                 }
                 Step::Fork(s) => {
@@ -255,7 +294,12 @@ proptest! {
                     for a in park.keys() {
                         model.maps.get_mut(&id).unwrap().remove(a);
                     }
-                    model.maps.get_mut(&id).unwrap().extend(moved);
+                    // A shared mapping stays where it was, too.
+                    let stays = moved.iter().filter(|(_, (o, _))| *o == SHARED);
+                    let stays: Vec<_> = stays.map(|(a, m)| (a - t + f, *m)).collect();
+                    let map = model.maps.get_mut(&id).unwrap();
+                    map.extend(stays);
+                    map.extend(moved);
                 }
                 Step::Unmap(s, p, n) => {
                     let Some(id) = ids.get(s).copied() else { continue };
@@ -294,11 +338,15 @@ proptest! {
                     prop_assert_eq!(said, absent, "page {} of {}", page, id);
                 }
             }
-            // What is missing can be found, and all of it is mapped somewhere.
+            // What is missing can be found, mapped or (shared memory) not.
             let mut found = 0;
             let mut from = None;
             while let Some((object, range)) = r.next_missing(from, 3 * PAGE_SIZE) {
-                found += r.waiting_for(object, range).iter().map(|p| p.range.pages()).sum::<u64>();
+                let places = r.waiting_for(object, range);
+                found += places.iter().map(|p| p.range.pages()).sum::<u64>();
+                if object == SHARED {
+                    found += r.unmapped(9, range).iter().map(|r| r.pages()).sum::<u64>();
+                }
                 from = Some(Origin { object, at: range.end() });
             }
             prop_assert_eq!(found, r.missing());

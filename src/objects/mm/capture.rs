@@ -53,9 +53,10 @@ impl Area {
         has_file(self.kind)
     }
 
-    /// Whether its pages may be left for later (CRIU's rule for PE_LAZY).
+    /// Whether its pages may be left for later: CRIU's rule for PE_LAZY, and for
+    /// shared anonymous memory, where CRIU does not look at the flag.
     pub fn can_be_lazy(&self) -> bool {
-        self.kind == Kind::PrivateAnon
+        matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_))
             && self.entry.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB).cast_unsigned() == 0
     }
 }

@@ -17,7 +17,7 @@ fn guarded(child: &Child, pages: u64) -> (Uffd, PageRange) {
 fn next(uffd: &Uffd) -> Event {
     assert!(readable(uffd.as_fd(), LONG).unwrap(), "no event came");
     let mut events = Vec::new();
-    assert_eq!(uffd.read_events(&mut events).unwrap(), 1);
+    assert_eq!(uffd.read_events(&mut events, 16).unwrap(), 1);
     events.pop().unwrap()
 }
 

@@ -1,0 +1,266 @@
+//! Shared objects.
+
+use super::*;
+use crate::sys::pidfd::wait_exit;
+use std::fs::File;
+
+const OBJECT: Object = Object::Shared(4);
+const PAGES: u64 = 64;
+
+/// An object of some pages, all missing, mapped by a child from `at` on.
+struct World {
+    child: Child,
+    at: u64,
+    file: File,
+}
+
+impl World {
+    fn new() -> Self {
+        let child = Child::fork();
+        // Room to grow into, above.
+        let room = child.mmap(4 * PAGES * PAGE);
+        child.munmap(room, 4 * PAGES * PAGE);
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let at = child.mmap_with(room, PAGES * PAGE, flags, -1);
+        let name = format!("{at:x}-{:x}", at + PAGES * PAGE);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{}/map_files/{name}", child.pid()))
+            .unwrap();
+        Self { child, at, file }
+    }
+
+    fn page(&self, page: u64) -> u64 {
+        self.at + page * PAGE
+    }
+
+    /// The first `pages` of the object, as `child` maps them at `at`.
+    fn space(&self, child: &Child, id: SpaceId, at: u64, pages: u64) -> LazySpace {
+        let area = Area {
+            range: PageRange::with_pages(at, pages).unwrap(),
+            object: OBJECT,
+            at: 0,
+            wipe_on_fork: false,
+        };
+        LazySpace {
+            id,
+            pid: child.pid(),
+            pidfd: child.pidfd().try_clone().unwrap(),
+            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
+            areas: vec![area],
+            needed: vec![],
+        }
+    }
+
+    fn lazy(&self) -> LazyShared {
+        LazyShared {
+            id: 4,
+            file: self.file.try_clone().unwrap(),
+            needed: vec![PageRange::with_pages(0, PAGES).unwrap()],
+        }
+    }
+
+    fn start(&self) -> Handler {
+        let space = self.space(&self.child, SPACE, self.at, PAGES);
+        start(vec![space], vec![self.lazy()])
+    }
+
+    fn madvise(&self, first: u64, pages: u64, advice: i32) {
+        let args = [self.page(first), pages * PAGE, advice as u64, 0, 0];
+        assert_eq!(self.child.call(libc::SYS_madvise, args), 0);
+    }
+
+    fn sum(&self, first: u64, pages: u64) -> u64 {
+        self.child.sum(self.page(first), pages * PAGE)
+    }
+}
+
+fn whole(first: u64, pages: u64) -> u64 {
+    expected(OBJECT, first * PAGE, pages)
+}
+
+#[test]
+fn shared_memory_comes_once_and_wakes_everyone_who_waits() {
+    let world = World::new();
+    let parent = &world.child;
+    let second = parent.spawn();
+    let at = world.at;
+    let spaces = vec![
+        world.space(parent, SPACE, at, PAGES),
+        world.space(&second, SpaceId(2), at, PAGES),
+    ];
+    // Both wait for the same page before anything is served.
+    parent.start_sum(world.page(7), PAGE);
+    second.start_sum(world.page(7), PAGE);
+    let handler = start(spaces, vec![world.lazy()]);
+    assert_eq!(parent.finish(), whole(7, 1));
+    assert_eq!(second.finish(), whole(7, 1));
+    parent.fill(world.page(9), PAGE, 3);
+    assert_eq!(second.sum(world.page(9), PAGE), 3 * PAGE);
+    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
+    assert_eq!(handler.wait().unwrap().count.present, PAGES);
+    assert_eq!(second.sum(at, 7 * PAGE), whole(0, 7));
+}
+
+#[test]
+fn a_page_table_that_forgets_shared_memory_loses_nothing() {
+    let world = World::new();
+    let handler = world.start();
+    world.madvise(4, 8, libc::MADV_DONTNEED);
+    assert_eq!(world.sum(20, 1), whole(20, 1));
+    assert_eq!(world.sum(4, 8), whole(4, 8));
+    world.madvise(0, 2, libc::MADV_DONTNEED);
+    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
+    let count = handler.wait().unwrap().count;
+    assert_eq!((count.present, count.gone), (PAGES, 0));
+    assert_eq!(world.sum(0, PAGES), whole(0, PAGES));
+}
+
+#[test]
+fn a_hole_punched_before_its_pages_came_stays_a_hole() {
+    let world = World::new();
+    let second = world.child.spawn();
+    let at = world.at;
+    let spaces = vec![
+        world.space(&world.child, SPACE, at, PAGES),
+        world.space(&second, SpaceId(2), at, PAGES),
+    ];
+    let handler = start(spaces, vec![world.lazy()]);
+    for round in 0..4 {
+        world.madvise(4 * round, 2, libc::MADV_REMOVE);
+        // The one forgets, the other removes: neither is taken for the other.
+        world.madvise(4 * round + 2, 1, libc::MADV_DONTNEED);
+    }
+    second.fill(world.page(5), PAGE, 2);
+    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
+    let count = handler.wait().unwrap().count;
+    assert_eq!(count.gone, 8, "{count:?}");
+    for round in 0..4 {
+        let written = if round == 1 { 2 * PAGE } else { 0 };
+        assert_eq!(world.sum(4 * round, 2), written);
+        assert_eq!(world.sum(4 * round + 2, 2), whole(4 * round + 2, 2));
+    }
+    assert_eq!(world.sum(16, PAGES - 16), whole(16, PAGES - 16));
+}
+
+#[test]
+fn who_waits_for_a_page_that_is_punched_away_reads_zeros() {
+    let world = World::new();
+    let second = world.child.spawn();
+    let at = world.at;
+    let spaces = vec![
+        world.space(&world.child, SPACE, at, PAGES),
+        world.space(&second, SpaceId(2), at, PAGES),
+    ];
+    let filler = Filler::new(Job {
+        spaces,
+        shared: vec![world.lazy()],
+    })
+    .unwrap();
+    let remote = Arc::new(Remote::default());
+    let source: Arc<dyn PageSource> = Arc::clone(&remote) as _;
+    let handler = Handler::start(filler, source, Box::new(|_| OnLoss::Wait)).unwrap();
+    second.start_sum(world.page(3), PAGE);
+    assert_eq!(remote.next().page.at, 3 * PAGE);
+    world.madvise(3, 1, libc::MADV_REMOVE);
+    assert_eq!(second.finish(), 0);
+    fill::fill_all(&handler.sink(), &Pattern, 1).unwrap();
+    assert_eq!(handler.wait().unwrap().count.gone, 1);
+    assert_eq!(
+        second.sum(world.page(2), 3 * PAGE),
+        whole(2, 1) + whole(4, 1)
+    );
+}
+
+#[test]
+fn shared_memory_that_moves_grows_or_is_left_behind_is_followed() {
+    let world = World::new();
+    let child = &world.child;
+    let target = child.mmap(2 * PAGES * PAGE);
+    let handler = world.start();
+    // The tail is unmapped, and comes back as the area grows in place, split.
+    child.munmap(world.page(16), (PAGES - 16) * PAGE);
+    child.mprotect(world.page(15), PAGE, libc::PROT_READ);
+    let grown = child.call(libc::SYS_mremap, [world.page(15), PAGE, 9 * PAGE, 0, 0]);
+    assert_eq!(grown as u64, world.page(15));
+    child.mprotect(world.page(20), PAGE, libc::PROT_READ);
+    assert_eq!(world.sum(21, 1), whole(21, 1));
+    // Moved, and left at the old place as well.
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let args = [world.at, 15 * PAGE, 15 * PAGE, flags as u64, target];
+    assert_eq!(child.call(libc::SYS_mremap, args) as u64, target);
+    assert_eq!(child.sum(target + 2 * PAGE, PAGE), whole(2, 1));
+    assert_eq!(world.sum(1, 1), whole(1, 1));
+    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
+    let count = handler.wait().unwrap().count;
+    assert_eq!((count.present, count.gone), (PAGES, 0));
+    assert_eq!(world.sum(0, 24), whole(0, 24));
+    assert_eq!(child.sum(target, 15 * PAGE), whole(0, 15));
+    // What nobody mapped came all the same.
+    let rest = (PAGES - 21) * PAGE;
+    let grown = child.call(libc::SYS_mremap, [world.page(21), 3 * PAGE, rest, 0, 0]);
+    assert_eq!(grown as u64, world.page(21));
+    assert_eq!(world.sum(0, PAGES), whole(0, PAGES));
+}
+
+#[test]
+fn shared_memory_is_needed_until_its_last_mapping_goes() {
+    let world = World::new();
+    let second = world.child.spawn();
+    let at = world.at;
+    let spaces = vec![
+        world.space(&world.child, SPACE, at, PAGES),
+        world.space(&second, SpaceId(2), at, PAGES),
+    ];
+    let handler = start(spaces, vec![world.lazy()]);
+    // A child of the first, and then neither of them.
+    let third = world.child.spawn();
+    world.child.munmap(at, PAGES * PAGE);
+    assert_eq!(third.sum(world.page(3), PAGE), whole(3, 1));
+    second.munmap(at, PAGES * PAGE);
+    third.munmap(world.page(8), 8 * PAGE);
+    assert_eq!(third.sum(world.page(20), PAGE), whole(20, 1));
+    assert!(!handler.is_finished());
+    crate::sys::pidfd::send_signal(third.pidfd().as_fd(), libc::SIGKILL).unwrap();
+    assert!(wait_exit(third.pidfd().as_fd(), Some(Duration::from_secs(20))).unwrap());
+    // An end is noticed by whoever comes with a page.
+    fill::fill_all(&handler.sink(), &Pattern, 1).unwrap();
+    let count = handler.wait().unwrap().count;
+    assert!(count.gone > 0 && count.present > 0, "{count:?}");
+    assert_eq!(count.needed, count.present + count.gone);
+}
+
+#[test]
+fn with_the_source_lost_shared_memory_never_reads_as_zeros() {
+    for policy in [OnLoss::Poison, OnLoss::Kill] {
+        let world = World::new();
+        let second = world.child.spawn();
+        let at = world.at;
+        let spaces = vec![
+            world.space(&world.child, SPACE, at, PAGES),
+            world.space(&second, SpaceId(2), at, PAGES / 2),
+        ];
+        let filler = Filler::new(Job {
+            spaces,
+            shared: vec![world.lazy()],
+        })
+        .unwrap();
+        let remote = Arc::new(Remote::default());
+        let source: Arc<dyn PageSource> = Arc::clone(&remote) as _;
+        let handler = Handler::start(filler, source, Box::new(move |_| policy)).unwrap();
+        for child in [&world.child, &second] {
+            child.start_sum(world.page(2), PAGE);
+        }
+        remote.next();
+        handler
+            .sink()
+            .lost(Error::peer("read pages", "gone for good"));
+        let out = handler.wait().unwrap();
+        for child in [&world.child, &second] {
+            assert!(wait_exit(child.pidfd().as_fd(), Some(Duration::from_secs(20))).unwrap());
+            assert_eq!(child.finish_within(Duration::ZERO), None, "{policy:?}");
+        }
+        assert_eq!(out.count.needed, out.count.present + out.count.gone);
+    }
+}
