@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use harness::*;
-use migrate_support::Move;
+use migrate_support::{Move, send, wait_stopped};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -71,25 +71,6 @@ const DESTINATION: &[(&str, End)] = &[
     ("all-pages", End::ThereAndHeld),
 ];
 
-/// Waits until the process has stopped itself.
-fn wait_stopped(child: &mut Child) {
-    let end = Instant::now() + PATIENCE;
-    while !is_stopped(child.id()) {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "it ended before the point"
-        );
-        assert!(Instant::now() < end, "never came to the point");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-}
-
-fn is_stopped(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-    state.starts_with('T')
-}
-
 /// A migration of which one end stands still at a point.
 struct Still {
     source: Child,
@@ -135,10 +116,6 @@ impl Still {
         let source = m.end(self.source, "migrate.log");
         (source, m.end(self.receiver, "receive.log"))
     }
-}
-
-fn send(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
 
 fn until(what: &str, good: impl Fn() -> bool) {

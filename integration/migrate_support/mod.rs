@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::*;
@@ -33,11 +35,17 @@ pub struct Ended {
 impl Move {
     /// The sample program with `mib` MiB, ready, one round done.
     pub fn start(name: &str, mib: u32) -> Self {
+        Self::start_with(name, mib, |_| ())
+    }
+
+    /// The same in a bundle that is changed before.
+    pub fn start_with(name: &str, mib: u32, change: impl FnOnce(&mut Bundle)) -> Self {
         let scratch = Scratch::new(name);
         let program = patterns_program();
         let mib = mib.to_string();
         let args = ["/bin/patterns", "--mib", &mib, "--port", "7070"];
-        let bundle = Bundle::new(&scratch, "bundle", &[&program], &args);
+        let mut bundle = Bundle::new(&scratch, "bundle", &[&program], &args);
+        change(&mut bundle);
         let runc = Runc::new(&scratch);
         let there = Runc {
             root: scratch.dir("runc-there"),
@@ -142,6 +150,16 @@ impl Move {
             .expect("start dunlin migrate")
     }
 
+    /// A migration to its end; the receiver stands at `point` while `meanwhile` acts.
+    pub fn with_receiver_at(&self, point: &str, meanwhile: impl FnOnce()) -> (Ended, Ended) {
+        let (mut r, at) = self.receive(&["--pause-at", point]);
+        let m = self.migrate(&at, &[]);
+        wait_stopped(&mut r);
+        meanwhile();
+        send(r.id(), Signal::SIGCONT);
+        (self.end(m, "migrate.log"), self.end(r, "receive.log"))
+    }
+
     /// Both ends to their end.
     pub fn both(&self, receive: &[&str], migrate: &[&str]) -> (Ended, Ended) {
         let (r, at) = self.receive(receive);
@@ -238,6 +256,26 @@ impl Move {
                 .args(["delete", "--force", &self.container.id]),
         );
     }
+}
+
+/// Waits until the process has stopped itself at a point.
+pub fn wait_stopped(child: &mut Child) {
+    let end = Instant::now() + PATIENCE;
+    let stopped = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+        state.starts_with('T')
+    };
+    while !stopped(child.id()) {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended before the point");
+        assert!(Instant::now() < end, "never came to the point");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
 
 impl Drop for Move {

@@ -79,6 +79,12 @@ fn dispatch(name: &str, args: &[String]) -> Result<(), Failure> {
             "names no command",
         )));
     };
+    if let Some(text) = help::of(command)
+        && rest.iter().any(|a| a == "--help" || a == "-h")
+    {
+        print!("{text}");
+        return Ok(());
+    }
     match command.as_str() {
         "--help" | "-h" | "help" => {
             print!("{}", help::TEXT);

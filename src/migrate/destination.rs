@@ -12,7 +12,7 @@
 //! COMPLETE                     kept until FORGET
 //! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,16 +29,15 @@ use super::control::Control;
 use super::destination_pages;
 use super::gate::{self, Gate};
 use super::guard::Guard;
+use super::images::{Images, write_private};
 use super::journal::{self, Facts, Journal, Phase};
 use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
 use super::probe::Probe;
 use super::remote::Remote;
-use crate::base::{Error, Result, ResultExt, limits, utc};
+use crate::base::{Error, Result, ResultExt, utc};
 use crate::wire::frame::{Frame, Kind};
-use crate::wire::message::{
-    self, Entry, Figure, Image, Lane, Offer, Reasons, Remove, StateEnd, Step,
-};
+use crate::wire::message::{self, Entry, Figure, Lane, Offer, Reasons, Remove, Step};
 use crate::wire::secret::{Side, Token, hex};
 use crate::wire::tls::Identity;
 use crate::wire::transport::{Opened, printable, told};
@@ -245,21 +244,6 @@ fn make_dirs(l: &Landed, offer: &Offer, config: &serde_json::Value) -> Result<()
     let d = serde_json::to_vec(&offer.descriptors)
         .map_err(|e| Error::other(crate::base::Blame::Us, "write descriptors.json", e))?;
     write_private(&l.images.join("descriptors.json"), &d)
-}
-
-fn create_private(path: &Path) -> Result<File> {
-    fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .context(|| format!("create {}", path.display()))
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    create_private(path)?
-        .write_all(bytes)
-        .context(|| format!("write {}", path.display()))
 }
 
 impl Job<'_> {
@@ -479,70 +463,5 @@ fn take_file(landing: &mut Landing, f: &Frame) -> Result<()> {
             None => Err(Error::peer("bundle data", "has no offset")),
         },
         _ => Err(told(f)),
-    }
-}
-
-/// Image files as they come.
-struct Images<'a> {
-    dir: &'a Path,
-    open: Option<(File, u64)>,
-    count: u64,
-    bytes: u64,
-}
-
-impl<'a> Images<'a> {
-    fn new(dir: &'a Path) -> Self {
-        Self {
-            dir,
-            open: None,
-            count: 0,
-            bytes: 0,
-        }
-    }
-
-    fn whole(&mut self) -> Result<()> {
-        match self.open.take() {
-            Some((_, left)) if left > 0 => Err(Error::peer("receive image", "it is cut short")),
-            _ => Ok(()),
-        }
-    }
-
-    fn begin(&mut self, i: &Image) -> Result<()> {
-        self.whole()?;
-        let plain = !i.name.is_empty()
-            && i.name.len() <= 200
-            && !i.name.starts_with('.')
-            && i.name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if !plain || i.name == "descriptors.json" || i.size > limits::MAX_IMAGE_FILE {
-            return Err(Error::peer(
-                format!("receive image {:?}", printable(&i.name)),
-                "no such name or size is allowed",
-            ));
-        }
-        self.count += 1;
-        self.open = Some((create_private(&self.dir.join(&i.name))?, i.size));
-        Ok(())
-    }
-
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        let len = bytes.len() as u64;
-        match &mut self.open {
-            Some((file, left)) if len <= *left => {
-                *left -= len;
-                self.bytes += len;
-                file.write_all(bytes).context(|| "write image".to_owned())
-            }
-            _ => Err(Error::peer("receive image", "more bytes than it has")),
-        }
-    }
-
-    fn end(&mut self, e: &StateEnd) -> Result<()> {
-        self.whole()?;
-        if (self.count, self.bytes) != (e.images, e.bytes) {
-            return Err(Error::peer("receive state", "images are missing"));
-        }
-        Ok(())
     }
 }

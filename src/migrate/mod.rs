@@ -20,6 +20,7 @@ pub mod destination;
 mod destination_pages;
 pub mod gate;
 pub mod guard;
+mod images;
 pub mod journal;
 pub mod pages;
 pub mod policy;

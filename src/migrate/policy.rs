@@ -21,6 +21,8 @@ pub struct Policy {
     pub sysctls: Vec<String>,
     /// Cgroup paths; a path allows what is below it.
     pub cgroups: Vec<String>,
+    /// Sorts of namespaces of which it need not have its own: it lives in the host's.
+    pub host_namespaces: Vec<String>,
     /// Where its cgroups go here, whatever its configuration says.
     pub cgroups_path: Option<String>,
 }
@@ -95,6 +97,9 @@ const SECCOMP: &[&str] = &[
 const MOUNT_TYPES: &[&str] = &[
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
 ];
+
+/// Namespaces that keep a container from seeing and touching what is the host's.
+pub const OWN: &[&str] = &["pid", "network", "ipc", "uts", "mount"];
 
 struct Judge<'a> {
     policy: &'a Policy,
@@ -189,10 +194,9 @@ impl Judge<'_> {
             }
             out.insert("mounts".into(), Value::Array(mounts));
         }
-        if let Some(l) = out.remove("linux") {
-            let l = self.linux(l);
-            out.insert("linux".into(), l);
-        }
+        let l = out.remove("linux").unwrap_or_else(|| serde_json::json!({}));
+        let l = self.linux(l);
+        out.insert("linux".into(), l);
         Value::Object(out)
     }
 
@@ -264,6 +268,7 @@ impl Judge<'_> {
                 }
             }
         }
+        self.own_namespaces(&l);
         for k in l
             .get("sysctl")
             .and_then(Value::as_object)
@@ -318,6 +323,27 @@ impl Judge<'_> {
     }
 }
 
+impl Judge<'_> {
+    /// One without a namespace of its own lives in this host's.
+    fn own_namespaces(&mut self, linux: &Map<String, Value>) {
+        let list = linux.get("namespaces").and_then(Value::as_array);
+        let sorts: Vec<&str> = list
+            .into_iter()
+            .flatten()
+            .filter_map(|n| n.get("type")?.as_str())
+            .collect();
+        for sort in OWN {
+            let allowed = self.policy.host_namespaces.iter().any(|a| a == sort);
+            if !sorts.contains(sort) && !allowed {
+                self.deny(format!(
+                    "it has no {sort} namespace of its own, and this host's is not allowed \
+                     (receive --host-namespace {sort})"
+                ));
+            }
+        }
+    }
+}
+
 fn is_empty(v: &Value) -> bool {
     match v {
         Value::Null => true,
@@ -363,7 +389,10 @@ mod tests {
             ],
             "linux": {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-                "namespaces": [{"type": "pid"}, {"type": "mount"}],
+                "namespaces": [
+                    {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
+                    {"type": "mount"}
+                ],
                 "maskedPaths": ["/proc/kcore"]
             }
         })
@@ -428,6 +457,16 @@ mod tests {
                 },
                 "/proc/1/ns/net",
             ),
+            (
+                |v| {
+                    v["linux"]["namespaces"]
+                        .as_array_mut()
+                        .unwrap()
+                        .retain(|n| n["type"] != "network")
+                },
+                "--host-namespace network",
+            ),
+            (|v| v["linux"] = json!({}), "no pid namespace"),
             (
                 |v| v["linux"]["sysctl"] = json!({"kernel.core_pattern": "|/x"}),
                 "kernel.core_pattern",

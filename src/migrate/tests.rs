@@ -84,7 +84,9 @@ impl Container for Model {
     fn offer(&self) -> Result<Offer> {
         Ok(Offer {
             id: "model".into(),
-            config: br#"{"ociVersion":"1.0.2","root":{"path":"rootfs"}}"#.to_vec(),
+            config: br#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"linux":{"namespaces":[
+                {"type":"pid"},{"type":"network"},{"type":"ipc"},{"type":"uts"},{"type":"mount"}]}}"#
+                .to_vec(),
             machine: std::env::consts::ARCH.into(),
             descriptors: vec!["/dev/null".into(); 3],
             ..Offer::default()

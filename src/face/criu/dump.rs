@@ -63,7 +63,8 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     }
     let frozen_for = began.elapsed();
     info!("dumped task {} in {frozen_for:?}", options.pid);
-    write_stats(job, &cost, frozen_for)
+    write_stats(job, &cost, frozen_for);
+    Ok(())
 }
 
 fn save(
@@ -116,7 +117,7 @@ fn finish(
     }
 }
 
-fn write_stats(job: &Job<'_>, cost: &Cost, frozen: Duration) -> Result<()> {
+fn write_stats(job: &Job<'_>, cost: &Cost, frozen: Duration) {
     let entry = StatsEntry {
         dump: Some(DumpStatsEntry {
             freezing_time: micros(cost.freezing),
@@ -136,5 +137,5 @@ fn write_stats(job: &Job<'_>, cost: &Cost, frozen: Duration) -> Result<()> {
         }),
         restore: None,
     };
-    stats::write(job.work.path(), &entry, job.typed.display_stats)
+    stats::tell(job.work.path(), &entry, job.typed.display_stats);
 }

@@ -49,7 +49,10 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     let built = began.elapsed();
     let root = rebuilt.root();
     write_pidfile(&job.typed, root)?;
-    let lazily = client.is_some();
+    let counted = match client {
+        Some(_) => 0,
+        None => pages_in(&set)?,
+    };
     match client {
         None => {
             rebuilt.resume(&mut notices)?;
@@ -77,10 +80,10 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
             pages_skipped_cow: 0,
             forking_time: micros(built),
             restore_time: micros(began.elapsed()),
-            pages_restored: Some(if lazily { 0 } else { pages_in(&set)? }),
+            pages_restored: Some(counted),
         }),
     };
-    stats::write(job.work.path(), &entry, job.typed.display_stats)?;
+    stats::tell(job.work.path(), &entry, job.typed.display_stats);
     Ok(root)
 }
 

@@ -7,15 +7,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::base::{Error, Result, ResultExt};
 use crate::image::records::StatsEntry;
 use crate::image::{Kind, Set};
 
 /// Writes `stats` into the work directory `dir`, and to standard output if `show`.
-///
-/// # Errors
-/// The file cannot be written.
-pub(crate) fn write(dir: &Path, stats: &StatsEntry, show: bool) -> Result<()> {
+/// The job is done by then, its tasks run or are gone: a disk that is full does
+/// not make it fail, which would make its caller undo it.
+pub(crate) fn tell(dir: &Path, stats: &StatsEntry, show: bool) {
+    if let Err(e) = write(dir, stats) {
+        warn!("{e}");
+    }
+    if show {
+        print(stats);
+    }
+}
+
+fn write(dir: &Path, stats: &StatsEntry) -> Result<()> {
     let kind = if stats.dump.is_some() {
         Kind::StatsDump
     } else {
@@ -35,11 +45,7 @@ pub(crate) fn write(dir: &Path, stats: &StatsEntry, show: bool) -> Result<()> {
         .mode(0o600)
         .open(&path)
         .and_then(|mut file| file.write_all(bytes))
-        .context(|| format!("statistics {}", path.display()))?;
-    if show {
-        print(stats);
-    }
-    Ok(())
+        .context(|| format!("statistics {}", path.display()))
 }
 
 fn print(stats: &StatsEntry) {

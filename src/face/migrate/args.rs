@@ -2,13 +2,15 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use lexopt::prelude::*;
+use lexopt::{Parser, ValueExt};
 
 use crate::base::{Error, ResultExt};
 use crate::face::Failure;
-use crate::migrate::policy::Policy;
+use crate::migrate::policy::{OWN, Policy};
+use crate::migrate::probe::{self, Probe};
 use crate::wire::secret::Token;
 
 fn usage(e: lexopt::Error) -> Failure {
@@ -19,16 +21,21 @@ fn missing(what: &'static str) -> Failure {
     Failure::Usage(Error::caller("command line", format!("{what} is missing")))
 }
 
-fn text(p: &mut lexopt::Parser) -> Result<String, Failure> {
+fn text(p: &mut Parser) -> Result<String, Failure> {
     p.value().and_then(|v| v.string()).map_err(usage)
 }
 
-fn seconds(p: &mut lexopt::Parser) -> Result<Duration, Failure> {
-    let n: u64 = p.value().and_then(|v| v.parse()).map_err(usage)?;
-    Ok(Duration::from_secs(n.clamp(1, 86_400)))
+fn number<T: FromStr<Err: Into<Box<dyn std::error::Error + Send + Sync>>>>(
+    p: &mut Parser,
+) -> Result<T, Failure> {
+    p.value().and_then(|v| v.parse()).map_err(usage)
 }
 
-fn path(p: &mut lexopt::Parser) -> Result<PathBuf, Failure> {
+fn seconds(p: &mut Parser) -> Result<Duration, Failure> {
+    Ok(Duration::from_secs(number::<u64>(p)?.clamp(1, 86_400)))
+}
+
+fn path(p: &mut Parser) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(p.value().map_err(usage)?))
 }
 
@@ -37,6 +44,41 @@ fn address(s: &str) -> Result<SocketAddr, Failure> {
         .context(|| format!("address {s:?}"))?
         .next()
         .ok_or_else(|| Failure::Usage(Error::caller(format!("address {s:?}"), "is none")))
+}
+
+/// What was typed, an argument at a time.
+#[derive(Debug, PartialEq, Eq)]
+enum Typed<'a> {
+    /// `--flag`, without its dashes; a value follows if it wants one.
+    Flag(&'a str),
+    /// A word of its own.
+    Word(String),
+}
+
+/// Gives all that is typed to `take`, which says whether it knows it.
+fn each(
+    args: &[String],
+    mut take: impl FnMut(Typed<'_>, &mut Parser) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let mut p = Parser::from_args(args.iter().cloned());
+    loop {
+        // Owned: the parser is needed again for a flag's value.
+        let (flag, word) = match p.next().map_err(usage)? {
+            None => return Ok(()),
+            Some(lexopt::Arg::Short(c)) => (c.to_string(), None),
+            Some(lexopt::Arg::Long(l)) => (l.to_owned(), None),
+            Some(lexopt::Arg::Value(v)) => (String::new(), Some(v.string().map_err(usage)?)),
+        };
+        let typed = match &word {
+            Some(w) => Typed::Word(w.clone()),
+            None => Typed::Flag(&flag),
+        };
+        if !take(typed, &mut p)? {
+            let what = word.unwrap_or_else(|| format!("option {flag}"));
+            let why = "is not known or one too many";
+            return Err(Failure::Usage(Error::caller(what, why)));
+        }
+    }
 }
 
 /// What all three share.
@@ -58,13 +100,85 @@ impl Default for Shared {
 }
 
 impl Shared {
-    /// Takes an option that all share; false: it is none of them.
-    fn take(&mut self, arg: &lexopt::Arg<'_>, p: &mut lexopt::Parser) -> Result<bool, Failure> {
-        match arg {
-            Long("root") => self.runc_root = path(p)?,
-            Long("state") => self.state = path(p)?,
-            Short('v') | Long("verbose") => self.verbosity += 1,
+    fn take(&mut self, flag: &str, p: &mut Parser) -> Result<bool, Failure> {
+        match flag {
+            "root" => self.runc_root = path(p)?,
+            "state" => self.state = path(p)?,
+            "v" | "verbose" => self.verbosity += 1,
             _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What may be carried beside the default: asked of both ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) tcp_established: bool,
+    pub(super) file_locks: bool,
+    pub(super) ext_unix_sk: bool,
+}
+
+impl Carried {
+    fn by_name(&mut self) -> [(&'static str, &mut bool); 3] {
+        [
+            ("tcp-established", &mut self.tcp_established),
+            ("file-locks", &mut self.file_locks),
+            ("ext-unix-sk", &mut self.ext_unix_sk),
+        ]
+    }
+
+    /// As `runc restore` is told.
+    pub(super) fn for_runc(mut self) -> Vec<String> {
+        let set = self.by_name().into_iter().filter(|(_, on)| **on);
+        set.map(|(name, _)| format!("--{name}")).collect()
+    }
+}
+
+/// What both ends of a migration share.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) shared: Shared,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) plain: bool,
+    pub(super) patience: Duration,
+    pub(super) carried: Carried,
+    pub(super) probe: Probe,
+    /// The points that this end has.
+    points: &'static [&'static str],
+}
+
+impl Session {
+    fn new(points: &'static [&'static str]) -> Self {
+        Self {
+            shared: Shared::default(),
+            token_file: None,
+            plain: false,
+            patience: Duration::from_secs(60),
+            carried: Carried::default(),
+            probe: Probe::default(),
+            points,
+        }
+    }
+
+    fn take(&mut self, flag: &str, p: &mut Parser) -> Result<bool, Failure> {
+        match flag {
+            "token-file" => self.token_file = Some(path(p)?),
+            "plain" => self.plain = true,
+            "patience" => self.patience = seconds(p)?,
+            "pause-at" => {
+                let point = text(p)?;
+                if !self.points.contains(&point.as_str()) {
+                    let why = format!("is none of {}", self.points.join(", "));
+                    let what = format!("--pause-at {point}");
+                    return Err(Failure::Usage(Error::caller(what, why)));
+                }
+                self.probe = Probe::new(Some(point));
+            }
+            _ => match self.carried.by_name().into_iter().find(|c| c.0 == flag) {
+                Some((_, on)) => *on = true,
+                None => return self.shared.take(flag, p),
+            },
         }
         Ok(true)
     }
@@ -73,18 +187,13 @@ impl Shared {
 /// `dunlin migrate`.
 #[derive(Debug)]
 pub(super) struct Migrate {
-    pub(super) shared: Shared,
+    pub(super) session: Session,
     pub(super) id: String,
     pub(super) to: SocketAddr,
     pub(super) token: Token,
     pub(super) report: Option<PathBuf>,
     pub(super) bulk: usize,
-    pub(super) patience: Duration,
     pub(super) max_pause: Duration,
-    pub(super) pause_at: Option<String>,
-    pub(super) tcp_established: bool,
-    pub(super) file_locks: bool,
-    pub(super) ext_unix_sk: bool,
 }
 
 /// Reads the command line of `dunlin migrate`.
@@ -92,79 +201,59 @@ pub(super) struct Migrate {
 /// # Errors
 /// Wrong usage; a token file that cannot be read.
 pub(super) fn migrate(args: &[String]) -> Result<Migrate, Failure> {
-    let mut p = lexopt::Parser::from_args(args.iter().cloned());
-    let mut shared = Shared::default();
     let mut words: Vec<String> = Vec::new();
-    let mut token = None;
-    let mut plain = false;
-    let mut m = (None, 2usize, 60u64, 30u64, None);
-    let mut flags = (false, false, false);
-    while let Some(arg) = p.next().map_err(usage)? {
-        // The parser is needed again for the option's value.
-        let owned = owned(&arg);
-        let arg = borrowed(&owned);
-        if shared.take(&arg, &mut p)? {
-            continue;
+    let mut session = Session::new(probe::SOURCE);
+    let (mut report, mut bulk, mut max_pause) = (None, 2, Duration::from_secs(30));
+    each(args, |typed, p| {
+        match typed {
+            Typed::Flag("report") => report = Some(path(p)?),
+            Typed::Flag("bulk") => bulk = number(p)?,
+            Typed::Flag("max-pause") => max_pause = seconds(p)?,
+            Typed::Flag(flag) => return session.take(flag, p),
+            Typed::Word(w) => words.push(w),
         }
-        match arg {
-            Long("token-file") => token = Some(path(&mut p)?),
-            Long("plain") => plain = true,
-            Long("report") => m.0 = Some(path(&mut p)?),
-            Long("bulk") => m.1 = p.value().and_then(|v| v.parse()).map_err(usage)?,
-            Long("patience") => m.2 = seconds(&mut p)?.as_secs(),
-            Long("max-pause") => m.3 = seconds(&mut p)?.as_secs(),
-            Long("pause-at") => m.4 = Some(text(&mut p)?),
-            Long("tcp-established") => flags.0 = true,
-            Long("file-locks") => flags.1 = true,
-            Long("ext-unix-sk") => flags.2 = true,
-            Value(v) => words.push(v.string().map_err(usage)?),
-            other => return Err(usage(other.unexpected())),
-        }
-    }
+        Ok(true)
+    })?;
     let [id, to] =
         <[String; 2]>::try_from(words).map_err(|_| missing("container id or HOST:PORT"))?;
-    let file = token.ok_or_else(|| missing("--token-file FILE"))?;
-    let words = std::fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
-    let token = Token::from_text(&words)?;
-    if token.fingerprint.is_none() != plain {
-        let why = if plain {
-            "the receiver was not started with --plain"
-        } else {
-            "the receiver was started with --plain; say --plain here too, in so many words"
-        };
-        return Err(Failure::Usage(Error::caller("--plain", why)));
-    }
+    let token = token(&session)?;
     Ok(Migrate {
-        shared,
+        session,
         id,
         to: address(&to)?,
         token,
-        report: m.0,
-        bulk: m.1,
-        patience: Duration::from_secs(m.2),
-        max_pause: Duration::from_secs(m.3),
-        pause_at: m.4,
-        tcp_established: flags.0,
-        file_locks: flags.1,
-        ext_unix_sk: flags.2,
+        report,
+        bulk,
+        max_pause,
     })
+}
+
+/// The token of the receiver, which must agree on `--plain`.
+fn token(session: &Session) -> Result<Token, Failure> {
+    let file = session.token_file.as_ref();
+    let file = file.ok_or_else(|| missing("--token-file FILE"))?;
+    let words = std::fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
+    let token = Token::from_text(&words).context(|| format!("token file {}", file.display()))?;
+    let why = match (session.plain, token.fingerprint.is_none()) {
+        (true, false) => "the receiver was not started with --plain",
+        (false, true) => {
+            "the receiver was started with --plain; say --plain here too, in so many words"
+        }
+        _ => return Ok(token),
+    };
+    Err(Failure::Usage(Error::caller("--plain", why)))
 }
 
 /// `dunlin receive`.
 #[derive(Debug)]
 pub(super) struct Receive {
-    pub(super) shared: Shared,
+    pub(super) session: Session,
     pub(super) listen: SocketAddr,
     pub(super) dir: PathBuf,
-    pub(super) token_file: Option<PathBuf>,
-    pub(super) plain: bool,
     pub(super) policy: Policy,
     pub(super) max_bundle: u64,
     pub(super) wait: Option<Duration>,
-    pub(super) patience: Duration,
     pub(super) output: Option<PathBuf>,
-    pub(super) runc_options: Vec<String>,
-    pub(super) pause_at: Option<String>,
 }
 
 /// Reads the command line of `dunlin receive`.
@@ -172,57 +261,51 @@ pub(super) struct Receive {
 /// # Errors
 /// Wrong usage.
 pub(super) fn receive(args: &[String]) -> Result<Receive, Failure> {
-    let mut p = lexopt::Parser::from_args(args.iter().cloned());
-    let mut shared = Shared::default();
-    let (mut listen, mut dir) = (None, None);
-    let mut r = Receive {
-        shared: Shared::default(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        dir: PathBuf::new(),
-        token_file: None,
-        plain: false,
-        policy: Policy::default(),
-        max_bundle: 64 << 30,
-        wait: None,
-        patience: Duration::from_secs(60),
-        output: None,
-        runc_options: Vec::new(),
-        pause_at: None,
-    };
-    while let Some(arg) = p.next().map_err(usage)? {
-        let owned = owned(&arg);
-        let arg = borrowed(&owned);
-        if shared.take(&arg, &mut p)? {
-            continue;
+    let mut session = Session::new(probe::DESTINATION);
+    let mut policy = Policy::default();
+    let (mut listen, mut dir, mut wait, mut output) = (None, None, None, None);
+    let mut max_bundle = 64 << 30;
+    each(args, |typed, p| {
+        let Typed::Flag(flag) = typed else {
+            return Ok(false);
+        };
+        match flag {
+            "listen" => listen = Some(address(&text(p)?)?),
+            "dir" => dir = Some(path(p)?),
+            "allow-bind" => policy.binds.push(text(p)?),
+            "allow-device" => policy.devices.push(text(p)?),
+            "allow-namespace" => policy.namespaces.push(text(p)?),
+            "allow-sysctl" => policy.sysctls.push(text(p)?),
+            "allow-cgroup" => policy.cgroups.push(text(p)?),
+            "host-namespace" => policy.host_namespaces.push(namespace(text(p)?)?),
+            "cgroups-path" => policy.cgroups_path = Some(text(p)?),
+            "max-bundle" => max_bundle = number(p)?,
+            "wait" => wait = Some(seconds(p)?),
+            "output" => output = Some(path(p)?),
+            _ => return session.take(flag, p),
         }
-        match arg {
-            Long("listen") => listen = Some(address(&text(&mut p)?)?),
-            Long("dir") => dir = Some(path(&mut p)?),
-            Long("token-file") => r.token_file = Some(path(&mut p)?),
-            Long("plain") => r.plain = true,
-            Long("allow-bind") => r.policy.binds.push(text(&mut p)?),
-            Long("allow-device") => r.policy.devices.push(text(&mut p)?),
-            Long("allow-namespace") => r.policy.namespaces.push(text(&mut p)?),
-            Long("allow-sysctl") => r.policy.sysctls.push(text(&mut p)?),
-            Long("allow-cgroup") => r.policy.cgroups.push(text(&mut p)?),
-            Long("cgroups-path") => r.policy.cgroups_path = Some(text(&mut p)?),
-            Long("max-bundle") => {
-                r.max_bundle = p.value().and_then(|v| v.parse()).map_err(usage)?;
-            }
-            Long("patience") => r.patience = seconds(&mut p)?,
-            Long("wait") => r.wait = Some(seconds(&mut p)?),
-            Long("output") => r.output = Some(path(&mut p)?),
-            Long(o @ ("tcp-established" | "ext-unix-sk" | "file-locks")) => {
-                r.runc_options.push(format!("--{o}"));
-            }
-            Long("pause-at") => r.pause_at = Some(text(&mut p)?),
-            other => return Err(usage(other.unexpected())),
-        }
+        Ok(true)
+    })?;
+    Ok(Receive {
+        session,
+        listen: listen.ok_or_else(|| missing("--listen HOST:PORT"))?,
+        dir: dir.ok_or_else(|| missing("--dir DIR"))?,
+        policy,
+        max_bundle,
+        wait,
+        output,
+    })
+}
+
+fn namespace(sort: String) -> Result<String, Failure> {
+    if OWN.contains(&sort.as_str()) {
+        return Ok(sort);
     }
-    r.shared = shared;
-    r.listen = listen.ok_or_else(|| missing("--listen HOST:PORT"))?;
-    r.dir = dir.ok_or_else(|| missing("--dir DIR"))?;
-    Ok(r)
+    let why = format!("is none of {}", OWN.join(", "));
+    Err(Failure::Usage(Error::caller(
+        format!("--host-namespace {sort}"),
+        why,
+    )))
 }
 
 /// What `dunlin resolve` shall do.
@@ -250,23 +333,19 @@ pub(super) struct Resolve {
 /// # Errors
 /// Wrong usage.
 pub(super) fn resolve(args: &[String]) -> Result<Resolve, Failure> {
-    let mut p = lexopt::Parser::from_args(args.iter().cloned());
     let mut shared = Shared::default();
     let (mut list, mut id, mut decision) = (false, None, Decision::Journal);
-    while let Some(arg) = p.next().map_err(usage)? {
-        let owned = owned(&arg);
-        let arg = borrowed(&owned);
-        if shared.take(&arg, &mut p)? {
-            continue;
+    each(args, |typed, p| {
+        match typed {
+            Typed::Flag("list") => list = true,
+            Typed::Flag("thaw") => decision = Decision::Thaw,
+            Typed::Flag("discard") => decision = Decision::Discard,
+            Typed::Flag(flag) => return shared.take(flag, p),
+            Typed::Word(w) if id.is_none() => id = Some(w),
+            Typed::Word(_) => return Ok(false),
         }
-        match arg {
-            Long("list") => list = true,
-            Long("thaw") => decision = Decision::Thaw,
-            Long("discard") => decision = Decision::Discard,
-            Value(v) if id.is_none() => id = Some(v.string().map_err(usage)?),
-            other => return Err(usage(other.unexpected())),
-        }
-    }
+        Ok(true)
+    })?;
     if !list && id.is_none() {
         return Err(missing("container id, or --list"));
     }
@@ -275,29 +354,6 @@ pub(super) fn resolve(args: &[String]) -> Result<Resolve, Failure> {
         id: id.filter(|_| !list),
         decision,
     })
-}
-
-/// An argument that does not borrow its parser.
-enum Owned {
-    Short(char),
-    Long(String),
-    Value(std::ffi::OsString),
-}
-
-fn owned(a: &lexopt::Arg<'_>) -> Owned {
-    match a {
-        Short(c) => Owned::Short(*c),
-        Long(l) => Owned::Long((*l).to_owned()),
-        Value(v) => Owned::Value(v.clone()),
-    }
-}
-
-fn borrowed(o: &Owned) -> lexopt::Arg<'_> {
-    match o {
-        Owned::Short(c) => Short(*c),
-        Owned::Long(l) => Long(l),
-        Owned::Value(v) => Value(v.clone()),
-    }
 }
 
 #[cfg(test)]
@@ -323,7 +379,10 @@ mod tests {
         let line = format!("c 127.0.0.1:7 --token-file {}", file.display());
         assert!(said(migrate(&words(&line)).unwrap_err()).contains("--plain"));
         let m = migrate(&words(&format!("{line} --plain --root /r"))).unwrap();
-        assert_eq!((m.id.as_str(), m.shared.runc_root), ("c", "/r".into()));
+        assert_eq!(
+            (m.id.as_str(), m.session.shared.runc_root),
+            ("c", "/r".into())
+        );
         std::fs::write(&file, Token::fresh(Some(b"cert")).unwrap().to_text()).unwrap();
         migrate(&words(&line)).unwrap();
         assert!(said(migrate(&words(&format!("{line} --plain"))).unwrap_err()).contains("plain"));
@@ -338,6 +397,19 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(r.policy.binds, ["/srv"]);
+    }
+
+    #[test]
+    fn what_may_be_carried_is_asked_of_both_ends_in_the_same_words() {
+        let r = receive(&words(
+            "--listen 127.0.0.1:0 --dir /x --tcp-established --ext-unix-sk --patience 7",
+        ))
+        .unwrap();
+        let told = r.session.carried.for_runc();
+        assert_eq!(told, ["--tcp-established", "--ext-unix-sk"]);
+        assert_eq!(r.session.patience, Duration::from_secs(7));
+        let e = said(receive(&words("--listen 127.0.0.1:0 --dir /x --pause-at held")).unwrap_err());
+        assert!(e.contains("rebuilt"), "{e}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::sizes;
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::hold::{self, Hold, Place, Verdict};
@@ -110,13 +111,16 @@ pub(super) fn place_from_json(v: &Value) -> Result<Place> {
 
 impl Container for RuncContainer {
     fn offer(&self) -> Result<Offer> {
+        let (bundle_bytes, bundle_entries) = sizes::bundle(self.runc.rootfs())?;
         Ok(Offer {
+            bundle_bytes,
+            bundle_entries,
+            memory_bytes: sizes::memory(self.runc.init()),
             id: self.runc.id().to_owned(),
             config: self.runc.config_json()?,
             machine: std::env::consts::ARCH.to_owned(),
             descriptors: self.runc.descriptors(),
             cpu_flags: cpu_flags(),
-            ..Offer::default()
         })
     }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::sizes;
 use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
@@ -227,8 +228,10 @@ impl Serving for HandlerServing {
 }
 
 impl Host for RuncHost {
-    fn fit(&mut self, offer: &Offer, _landed: &Landed) -> Result<(), Vec<String>> {
-        let mut no = Vec::new();
+    fn fit(&mut self, offer: &Offer, landed: &Landed) -> Result<(), Vec<String>> {
+        // Its own directory is not made yet.
+        let dir = landed.bundle.ancestors().nth(2);
+        let mut no = dir.map_or(Vec::new(), |dir| sizes::judge(offer, dir));
         if self.root.join(&offer.id).exists() {
             no.push(format!("runc has a container {} here already", offer.id));
         }

@@ -8,6 +8,7 @@ mod host;
 mod move_away;
 mod receive;
 mod resolve;
+mod sizes;
 
 use super::Failure;
 

@@ -4,7 +4,6 @@ use super::args;
 use super::container::RuncContainer;
 use crate::base::{Blame, Error, ResultExt};
 use crate::face::{Failure, log};
-use crate::migrate::probe::{self, Probe};
 use crate::migrate::{self, source};
 
 /// Moves a container away and gives the account.
@@ -13,30 +12,22 @@ use crate::migrate::{self, source};
 /// Wrong usage, or whatever stopped it.
 pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let m = args::migrate(args)?;
-    log::start(log::Sink::Stderr, m.shared.verbosity);
-    if let Some(p) = &m.pause_at
-        && !probe::SOURCE.contains(&p.as_str())
-    {
-        let why = format!("is none of {}", probe::SOURCE.join(", "));
-        return Err(Failure::Usage(Error::caller(
-            format!("--pause-at {p}"),
-            why,
-        )));
-    }
-    let mut container = RuncContainer::load(&m.shared.runc_root, &m.id)?;
+    let session = m.session;
+    log::start(log::Sink::Stderr, session.shared.verbosity);
+    let mut container = RuncContainer::load(&session.shared.runc_root, &m.id)?;
     let common = &mut container.options().common;
-    common.tcp_established = m.tcp_established;
-    common.file_locks = m.file_locks;
-    common.ext_unix_sk = m.ext_unix_sk;
+    common.tcp_established = session.carried.tcp_established;
+    common.file_locks = session.carried.file_locks;
+    common.ext_unix_sk = session.carried.ext_unix_sk;
     let rt = migrate::runtime()?;
     let options = source::Options {
         to: m.to,
         token: m.token,
-        state: m.shared.state,
+        state: session.shared.state,
         bulk: m.bulk,
-        patience: m.patience,
+        patience: session.patience,
         max_pause: m.max_pause,
-        probe: Probe::new(m.pause_at),
+        probe: session.probe,
     };
     let report = source::run(&mut container, &options, rt.handle())?;
     print!("{}", report.text());

@@ -10,7 +10,6 @@ use super::host::RuncHost;
 use super::resolve;
 use crate::base::{Error, Result, ResultExt};
 use crate::face::{Failure, log};
-use crate::migrate::probe::{self, Probe};
 use crate::migrate::{self, destination};
 use crate::wire::secret::Token;
 use crate::wire::tls::Identity;
@@ -21,18 +20,10 @@ use crate::wire::tls::Identity;
 /// Wrong usage, or whatever stopped it.
 pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let r = args::receive(args)?;
-    log::start(log::Sink::Stderr, r.shared.verbosity);
-    if let Some(p) = &r.pause_at
-        && !probe::DESTINATION.contains(&p.as_str())
-    {
-        let why = format!("is none of {}", probe::DESTINATION.join(", "));
-        return Err(Failure::Usage(Error::caller(
-            format!("--pause-at {p}"),
-            why,
-        )));
-    }
+    let session = r.session;
+    log::start(log::Sink::Stderr, session.shared.verbosity);
     // What an earlier receiver left behind when it was killed.
-    resolve::settle_stale(&r.shared.state);
+    resolve::settle_stale(&session.shared.state);
     std::fs::create_dir_all(&r.dir).context(|| format!("make {}", r.dir.display()))?;
     let dir = r
         .dir
@@ -42,13 +33,13 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let at = listener
         .local_addr()
         .context(|| format!("listen on {}", r.listen))?;
-    let identity = if r.plain {
+    let identity = if session.plain {
         None
     } else {
         Some(Identity::fresh()?)
     };
     let token = Token::fresh(identity.as_ref().map(|i| &i.certificate[..]))?;
-    match &r.token_file {
+    match &session.token_file {
         Some(file) => {
             write_token(file, &token)?;
             println!("listening on {at}, token in {}", file.display());
@@ -61,25 +52,25 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     // Whoever waits for the token reads it now.
     let _ = std::io::stdout().flush();
     let mut host = RuncHost::new(
-        &r.shared.runc_root,
+        &session.shared.runc_root,
         r.output.clone(),
-        r.runc_options.clone(),
+        session.carried.for_runc(),
     )?;
     let options = destination::Options {
         listener,
         token,
         identity,
         dir,
-        state: r.shared.state,
+        state: session.shared.state,
         policy: r.policy,
         max_bundle: r.max_bundle,
         wait: r.wait,
-        patience: r.patience,
-        probe: Probe::new(r.pause_at),
+        patience: session.patience,
+        probe: session.probe,
     };
     let rt = migrate::runtime()?;
     let got = destination::run(&mut host, &options, rt.handle());
-    if let Some(file) = &r.token_file {
+    if let Some(file) = &session.token_file {
         // It opens nothing any more.
         let _ = std::fs::remove_file(file);
     }
