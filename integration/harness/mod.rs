@@ -10,7 +10,7 @@
 //!
 //! | need | use |
 //! |---|---|
-//! | privileges, tools | first line of a test: `needs!(root, runc);` (`root`, `runc`, `gcc`, `crossed`) |
+//! | privileges, tools | first line of a test: `needs!(root, runc);` (`root`, `runc`, `gcc`, `redis`, `crossed`) |
 //! | something else is missing | `skip!("why")`: says `skipped: why`, and fails in CI unless `integration/allowed-skips.txt` lists the test |
 //! | our binary | [`dunlin()`], and [`criu_dir()`]: a directory in which it is called `criu` |
 //! | the CRIU to compare with | [`criu()`]: `$CRIU`, if given |

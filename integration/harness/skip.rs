@@ -9,6 +9,7 @@ pub enum Need {
     Root,
     Runc,
     Gcc,
+    Redis,
     Crossed,
 }
 
@@ -18,6 +19,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
         Need::Runc => tool("runc"),
         Need::Gcc => tool("gcc"),
+        Need::Redis => tool("redis-cli"),
         Need::Crossed => super::criu()
             .is_none()
             .then(|| "no CRIU to cross with (set CRIU=/path)".to_owned()),
@@ -85,6 +87,7 @@ macro_rules! needs {
     (@one root) => { $crate::harness::Need::Root };
     (@one runc) => { $crate::harness::Need::Runc };
     (@one gcc) => { $crate::harness::Need::Gcc };
+    (@one redis) => { $crate::harness::Need::Redis };
     (@one crossed) => { $crate::harness::Need::Crossed };
     ($($need:ident),+ $(,)?) => {
         if let Some(why) = $crate::harness::missing(&[$($crate::needs!(@one $need)),+]) {
