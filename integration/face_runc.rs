@@ -6,8 +6,11 @@ use harness::*;
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// A container that runs a sample program, ready.
 fn start(scratch: &Scratch, program: &str, args: &[&str]) -> Container {
@@ -169,13 +172,8 @@ fn memory_follows_lazily_from_local_images() {
     daemon.succeeded();
 }
 
-#[test]
-fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
-    needs!(root, runc, gcc);
-    let scratch = Scratch::new("face-runc-pages");
-    let mut container = start(&scratch, "spin", &["32"]);
-    let before = asked(&mut container, "count ");
-    let source = container.init();
+/// A checkpoint that serves its pages: it, the port, the images.
+fn serving(container: &Container, scratch: &Scratch) -> (Child, String, PathBuf) {
     let images = scratch.join("images");
     let work = scratch.dir("images.work");
     let port = {
@@ -203,6 +201,17 @@ fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
         .read_exact(&mut byte)
         .unwrap();
     assert_eq!(byte, [0]);
+    (checkpoint, port, images)
+}
+
+#[test]
+fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-pages");
+    let mut container = start(&scratch, "spin", &["32"]);
+    let before = asked(&mut container, "count ");
+    let source = container.init();
+    let (mut checkpoint, port, images) = serving(&container, &scratch);
     let pages = fs::metadata(images.join("pages-1.img")).map_or(0, |meta| meta.len());
     assert!(pages < 8 << 20, "{pages} bytes were written");
     let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
@@ -220,4 +229,84 @@ fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
     assert!(checkpoint.wait().unwrap().success());
     source.wait_gone(PATIENCE);
     drop(here);
+}
+
+/// What `dunlin resolve` says.
+fn resolve(args: &[&str]) -> Outcome {
+    run(Command::new(dunlin()).arg("resolve").args(args), PATIENCE)
+}
+
+/// The journal that is kept of a container's first task.
+fn journal_of(root: i32) -> Option<String> {
+    let listed = resolve(&["--list"]).stdout;
+    let start = format!("pages-{root}-");
+    let line = listed.lines().find(|l| l.starts_with(&start))?;
+    Some(line.to_owned())
+}
+
+#[test]
+fn a_page_server_that_is_killed_leaves_a_tree_that_resolve_lets_go_or_ends() {
+    needs!(root, runc, gcc);
+    for decision in ["--thaw", "--discard"] {
+        let scratch = Scratch::new("face-runc-held");
+        let mut container = start(&scratch, "spin", &["4"]);
+        let before = asked(&mut container, "count ");
+        let init = container.init();
+        let (mut checkpoint, port, images) = serving(&container, &scratch);
+        assert!(journal_of(init.pid()).unwrap().contains("under way"));
+        // A client stands: its copy may run from now on.
+        let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
+        let client = LazyPages::start(&scratch, &images, &server);
+        let line = loop {
+            let line = journal_of(init.pid()).unwrap();
+            if line.contains("Granted") {
+                break line;
+            }
+        };
+        let id = line.split_whitespace().next().unwrap();
+        let early = resolve(&[id, decision]);
+        assert!(
+            !early.ok() && early.stderr.contains("still running"),
+            "{early:?}"
+        );
+        // runc's criu; runc ends by itself then.
+        let criu = descendants(i32::try_from(checkpoint.id()).unwrap())[1..].to_vec();
+        for pid in criu {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        assert!(!checkpoint.wait().unwrap().success());
+        drop(client);
+        let asked_first = resolve(&[id]);
+        assert!(
+            !asked_first.ok() && asked_first.stderr.contains("--thaw"),
+            "{asked_first:?}"
+        );
+        assert!(init.is_alive());
+        let settled = resolve(&[id, decision]);
+        assert!(settled.ok(), "{settled:?}");
+        assert_eq!(journal_of(init.pid()), None);
+        if decision == "--thaw" {
+            assert!(asked(&mut container, "count ") > before);
+        } else {
+            init.wait_gone(PATIENCE);
+        }
+    }
+}
+
+#[test]
+fn a_client_whose_restore_fails_gives_the_tree_back() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-back");
+    let mut container = start(&scratch, "spin", &["4"]);
+    let before = asked(&mut container, "count ");
+    let init = container.init();
+    let (mut checkpoint, port, images) = serving(&container, &scratch);
+    let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
+    let _client = LazyPages::start(&scratch, &images, &server);
+    // A restorer that comes, and dies before anything stands.
+    let socket = scratch.join("images.work").join("lazy-pages.socket");
+    drop(dunlin::sys::seqpacket::connect_to(&socket).unwrap());
+    assert!(!checkpoint.wait().unwrap().success());
+    assert!(asked(&mut container, "count ") > before);
+    assert_eq!(journal_of(init.pid()), None);
 }

@@ -68,6 +68,22 @@ pub struct Place {
     pub origins: Vec<(HostPid, String)>,
 }
 
+impl Place {
+    /// Where the tasks of the tree below `root` will be held: known before they are,
+    /// so that whoever settles after our death can look there.
+    ///
+    /// # Errors
+    /// Those of [`cgroup::freezer_of`].
+    pub fn of(root: HostPid) -> Result<Self> {
+        let home = cgroup::freezer_of(root)?;
+        Ok(Self {
+            path: format!("{}/{NAME}", home.path.trim_end_matches('/')),
+            hierarchy: home.name,
+            origins: Vec::new(),
+        })
+    }
+}
+
 /// Tasks in the hold cgroup. Dropping it changes nothing: they stay.
 #[derive(Debug)]
 #[must_use = "held tasks stay frozen until they are released or killed"]

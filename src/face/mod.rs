@@ -10,6 +10,7 @@ mod help;
 mod inspect;
 mod log;
 mod migrate;
+mod place;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -19,15 +19,15 @@ use super::gate::{self, Gate};
 use super::pump::Pump;
 use super::remote::Remote;
 use super::source_pages;
-use crate::base::{Error, PageRange, Result, ResultExt};
+use crate::base::{Blame, Error, PageRange, Result, ResultExt};
 use crate::memory::{Object, PageReader, PageSink};
 use crate::wire::batch;
 use crate::wire::frame::Kind;
-use crate::wire::message::{Lane, Missing, Step};
-use crate::wire::secret::{Side, Token};
+use crate::wire::message::{Lane, Missing, Reasons, Step};
+use crate::wire::secret::{Side, Token, hex};
 use crate::wire::session::State;
 use crate::wire::tls::Identity;
-use crate::wire::transport::{Opened, open};
+use crate::wire::transport::{Opened, open, told};
 
 /// The file in the image directory that holds the token, as text. A file of
 /// ours: CRIU does not know it.
@@ -52,10 +52,42 @@ impl Ticket {
         Ok(Self { identity, token })
     }
 
+    /// Which session it opens, in hexadecimal.
+    pub fn session(&self) -> String {
+        hex(&self.token.session)
+    }
+
     /// The content of [`SESSION_FILE`].
     pub fn file(&self) -> Vec<u8> {
         format!("{}\n", self.token.to_text()).into_bytes()
     }
+}
+
+/// Who holds the tasks whose pages are served, and keeps their journal.
+pub trait Keeper {
+    /// A client stands, and may let its tree go on from now on: ours must stay
+    /// stopped whatever happens to us.
+    ///
+    /// # Errors
+    /// It could not be held or written down; the client gets nothing then.
+    fn granted(&mut self) -> Result<()>;
+
+    /// The client says that its tree goes on.
+    ///
+    /// # Errors
+    /// It could not be written down.
+    fn resumed(&mut self) -> Result<()>;
+}
+
+/// How serving ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// No client came.
+    Nobody,
+    /// The client has all pages.
+    All(Served),
+    /// The client gave up before its tree went on, and why.
+    Refused(Error),
 }
 
 /// What a page server sent.
@@ -68,13 +100,11 @@ pub struct Served {
 }
 
 /// Serves `objects`, read from `pages`, to the one client that has the token;
-/// returns when it has all, or `None` if no client came within `patience`. A
-/// lost client may come back within `patience`. `granted` is called once, by this
-/// thread, when the client stands and before it gets anything: from then on it
-/// may let its tree go on.
+/// returns when it has all, or none came within `patience`. A lost client may come
+/// back within `patience`.
 ///
 /// # Errors
-/// That of `granted`; the client did not come back in time, or says that it failed.
+/// Those of `keeper`; the client did not come back in time, or says that it failed.
 pub fn serve(
     rt: &Handle,
     listener: TcpListener,
@@ -82,8 +112,8 @@ pub fn serve(
     pages: Arc<dyn PageReader>,
     objects: &[(Object, Vec<PageRange>)],
     patience: Duration,
-    granted: &mut dyn FnMut() -> Result<()>,
-) -> Result<Option<Served>> {
+    keeper: &mut dyn Keeper,
+) -> Result<Ended> {
     let gate = Gate::default();
     gate.allow_again();
     let what = || "serve pages".to_owned();
@@ -105,18 +135,21 @@ pub fn serve(
     let mut first = true;
     loop {
         let Some((control, fault, bulk)) = gather(rt, &mut lanes, patience) else {
-            return why.map_or(Ok(None), |why| Err(why.within("serve pages")));
+            return why.map_or(Ok(Ended::Nobody), |why| Err(why.within("serve pages")));
         };
         if std::mem::take(&mut first) {
-            granted()?;
+            keeper.granted()?;
         }
-        match one_epoch(rt, control, fault, bulk, &pump) {
-            Ok(()) => {
-                return Ok(Some(Served {
+        match one_epoch(rt, control, fault, bulk, &pump, keeper) {
+            Ok(None) => {
+                return Ok(Ended::All(Served {
                     bytes: pump.bytes(),
                     faults: pump.faults(),
                 }));
             }
+            Ok(Some(refused)) => return Ok(Ended::Refused(refused)),
+            // It says that it failed, or we did: no other connection helps.
+            Err(e) if e.blame() != Blame::Link => return Err(e.within("serve pages")),
             Err(e) => {
                 warn!("page client: {e}");
                 why = Some(e);
@@ -159,11 +192,18 @@ fn one_epoch(
     fault: Opened,
     bulk: Vec<Opened>,
     pump: &Arc<Pump>,
-) -> Result<()> {
+    keeper: &mut dyn Keeper,
+) -> Result<Option<Error>> {
     let mut control = Control::again(rt.clone(), control, Side::Source, State::Granted);
-    let f = control.hear(Duration::from_secs(30))?;
-    if f.kind != Kind::Resumed {
-        return Err(Error::peer(format!("receive {:?}", f.kind), "out of order"));
+    let f = control.hear(RESTORE)?;
+    match f.kind {
+        Kind::Resumed => keeper.resumed()?,
+        Kind::Aborted => {
+            // Whether it hears that it was heard changes nothing here.
+            let _ = control.say(Kind::Forget, &Step::default());
+            return Ok(Some(told(&f)));
+        }
+        other => return Err(Error::peer(format!("receive {other:?}"), "out of order")),
     }
     let missing = source_pages::hear_missing(&mut control)?;
     pump.queue().restart(&missing)?;
@@ -171,7 +211,10 @@ fn one_epoch(
     if control.check(f)?.kind != Kind::Complete {
         return Err(Error::peer("serve pages", "out of order"));
     }
-    control.say(Kind::Forget, &Step::default())
+    if let Err(e) = control.say(Kind::Forget, &Step::default()) {
+        info!("the client was not told that all is done: {e}");
+    }
+    Ok(None)
 }
 
 /// A client of a page server: a source of pages for a handler on this host.
@@ -185,6 +228,8 @@ pub struct Client {
     first: Mutex<Option<(Opened, Vec<Opened>)>>,
 }
 
+/// How long a client may take to restore, between its connection and the resume.
+const RESTORE: Duration = Duration::from_secs(3600);
 /// How many bulk lanes a client opens.
 const BULK: usize = 2;
 
@@ -217,6 +262,30 @@ impl Client {
     /// The source for a handler.
     pub fn source(&self) -> Arc<Remote> {
         Arc::clone(&self.remote)
+    }
+
+    /// Nothing goes on here: says so. If nothing ever did (`may_have_run` false), the
+    /// tree goes on where it is; else it stays held. Only before [`Client::run`].
+    pub fn give_up(&self, may_have_run: bool, why: &Error) {
+        let lanes = self
+            .first
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        let Some((lane, _pages)) = lanes else { return };
+        let mut control = Control::again(self.rt.clone(), lane, Side::Receiver, State::Granted);
+        if may_have_run {
+            return control.part(Kind::Failure, why);
+        }
+        let reasons = Reasons {
+            reasons: vec![why.to_string()],
+        };
+        let told = control
+            .say(Kind::Aborted, &reasons)
+            .and_then(|()| control.hear_forget(Duration::from_secs(30)));
+        if let Err(e) = told {
+            warn!("the page server was not told that nothing runs here: {e}");
+        }
     }
 
     /// Takes pages into `sink` until `missing` gives none; a lost server is
@@ -256,13 +325,17 @@ impl Client {
                     connect_all(&self.rt, self.to, &self.token, epoch)
                 }
             };
+            // What the server says on a lane that is open is its last word; who does
+            // not open one may still do so.
+            let mut fatal = false;
             let ended = attempt.and_then(|l| {
                 until = Instant::now() + self.patience;
                 self.epoch(l, sink, &missing()?, &mut done)
+                    .inspect_err(|e| fatal = e.blame() != Blame::Link)
             });
             match ended {
                 Ok(result) => return result,
-                Err(e) if Instant::now() >= until => {
+                Err(e) if fatal || Instant::now() >= until => {
                     self.remote.give_up();
                     sink.lost(Error::link("wait for pages", e.to_string()));
                     return Err(e.within("the page server is lost"));

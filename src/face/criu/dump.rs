@@ -36,7 +36,7 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let options = meaning::dump(&job.typed)?;
     let server = options
         .lazy
-        .then(|| PageServer::bind(&job.typed))
+        .then(|| PageServer::bind(&job.typed, options.pid))
         .transpose()?;
     let (images, work) = (job.images.path(), job.work.path());
     debug!("images in {}, work in {}", images.display(), work.display());

@@ -15,15 +15,17 @@ use super::typed::Typed;
 use super::write_pidfile;
 use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
 use crate::engine::dump::{Captured, Frozen, Pages};
-use crate::engine::hold::Verdict;
+use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::restore::ImagePages;
+use crate::face::place;
 use crate::image::Set;
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss, Outcome};
-use crate::memory::handoff::Server;
+use crate::memory::handoff::{Ready, Server};
 use crate::memory::serve::serve_one;
 use crate::memory::{Filler, Object, Origin, PageReader, PageSink};
-use crate::migrate::pages::{self, Client, SESSION_FILE, Ticket};
+use crate::migrate::journal::{DEFAULT_DIR, Facts, Journal, Phase, Side};
+use crate::migrate::pages::{self, Client, Ended, Keeper, SESSION_FILE, Ticket};
 
 /// How long each message of a restorer may take. Between the first and the last
 /// lies the whole restore.
@@ -40,18 +42,48 @@ const SERVER: Duration = Duration::from_secs(60);
 pub(crate) struct PageServer {
     listener: TcpListener,
     ticket: Ticket,
+    journal: Begun,
+}
+
+/// A journal that was begun before anything is stopped: if it does not come to
+/// serving, it was about nothing.
+#[derive(Debug)]
+struct Begun(Option<Journal>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(journal) = self.0.take()
+            && let Err(e) = journal.settle()
+        {
+            warn!("{e}");
+        }
+    }
 }
 
 impl PageServer {
     /// Listens where `typed` says; on the loopback address if it says nothing.
     ///
     /// # Errors
-    /// No port was named, or it cannot be had.
-    pub(crate) fn bind(typed: &Typed) -> Result<Self> {
+    /// No port was named, or it cannot be had; `root` has no cgroup in which it can
+    /// be held; no journal can be kept.
+    pub(crate) fn bind(typed: &Typed, root: HostPid) -> Result<Self> {
         let at = address(typed)?;
         let listener = TcpListener::bind(at).context(|| format!("listen on {at}"))?;
         let ticket = Ticket::fresh()?;
-        Ok(Self { listener, ticket })
+        let session = ticket.session();
+        let facts = Facts {
+            side: Side::Source,
+            id: format!("pages-{root}-{}", &session[..8]),
+            session,
+            peer: format!("client of {at}"),
+            port: place::to_json(&Place::of(root)?),
+        };
+        let journal = Journal::create(DEFAULT_DIR.as_ref(), facts)?;
+        Ok(Self {
+            listener,
+            ticket,
+            journal: Begun(Some(journal)),
+        })
     }
 
     /// Puts what a client must know beside the images.
@@ -66,10 +98,11 @@ impl PageServer {
     /// the tree.
     ///
     /// # Errors
-    /// Nobody came for the pages, and the tree goes on; or the client was lost
-    /// after it had let its tree go on: then this one is ended all the same.
+    /// Nobody came for the pages, or the client gave up in so many words: the tree
+    /// goes on. Or the client was lost when its copy may have run: then this one
+    /// stays held, for a person to decide.
     pub(crate) fn serve(
-        self,
+        mut self,
         job: &mut Job<'_>,
         notices: &mut Notices<'_>,
         frozen: Frozen,
@@ -88,9 +121,14 @@ impl PageServer {
         let runtime = runtime()?;
         job.status_ready()?;
         notices.status_ready(root)?;
-        // Until a client stands, the tree goes on if we end. From then on its copy
-        // may run, so ours is held in a way that outlives us.
-        let (mut frozen, mut hold) = (Some(frozen), None);
+        let Some(journal) = self.journal.0.take() else {
+            return Err(Error::bug("serve pages", "without a journal"));
+        };
+        let mut tree = Tree {
+            frozen: Some(frozen),
+            hold: None,
+            journal,
+        };
         let served = pages::serve(
             runtime.handle(),
             self.listener,
@@ -98,30 +136,92 @@ impl PageServer {
             Arc::new(pages.held),
             &objects,
             CLIENT,
-            &mut || {
-                hold = frozen.take().map(Frozen::hold).transpose()?;
-                Ok(())
-            },
+            &mut tree,
         );
-        let ended = hold.map_or(Ok(()), |hold| {
-            hold.kill(Verdict::Superseded).map_err(|e| e.1)
-        });
         match served {
-            Ok(Some(served)) => {
+            Ok(Ended::All(served)) => {
                 info!(
                     "served {} bytes, {} faults; the tree has moved",
                     served.bytes, served.faults
                 );
-                ended
+                tree.end()
             }
-            Ok(None) => Err(Error::peer("serve pages", "no client came")),
+            Ok(Ended::Nobody) => tree.goes_on(Error::link("serve pages", "no client came")),
+            Ok(Ended::Refused(why)) => tree.goes_on(why),
+            Err(e) if tree.hold.is_none() => tree.goes_on(e),
             Err(e) => {
-                warn!(
-                    "the client may run without its pages: if it came so far, this tree has ended"
-                );
-                ended.and(Err(e))
+                let id = &tree.journal.facts().id;
+                Err(e.within(format!(
+                    "the client may run without its pages; the tree is held here, see dunlin resolve {id}"
+                )))
             }
         }
+    }
+}
+
+/// The stopped tree. Until a client stands, it goes on if we end. From then on its
+/// copy may run, so it is held in a way that outlives us, and a journal says so.
+struct Tree {
+    frozen: Option<Frozen>,
+    hold: Option<Hold>,
+    journal: Journal,
+}
+
+impl Keeper for Tree {
+    fn granted(&mut self) -> Result<()> {
+        let Some(frozen) = self.frozen.take() else {
+            return Err(Error::bug("hold the tree", "it is held already"));
+        };
+        let hold = frozen.hold()?;
+        let place = place::to_json(&hold.place());
+        let written = self.journal.note(place);
+        match written.and_then(|()| self.journal.advance(Phase::Granted)) {
+            Ok(()) => {
+                self.hold = Some(hold);
+                Ok(())
+            }
+            Err(e) => match hold.release(Verdict::NeverGranted) {
+                Ok(()) => Err(e),
+                Err(both) => Err(e.within(format!("and it could not be let go ({})", both.1))),
+            },
+        }
+    }
+
+    fn resumed(&mut self) -> Result<()> {
+        if self.journal.phase() == Phase::Granted {
+            self.journal.advance(Phase::Resumed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Tree {
+    /// Its copy has everything.
+    fn end(mut self) -> Result<()> {
+        self.journal.advance(Phase::Complete)?;
+        if let Some(hold) = self.hold {
+            hold.kill(Verdict::Superseded).map_err(|both| both.1)?;
+        }
+        self.journal.settle()
+    }
+
+    /// No copy of it ran, and none will.
+    fn goes_on(mut self, why: Error) -> Result<()> {
+        let goes_on = match self.hold.take() {
+            Some(hold) => hold
+                .release(Verdict::DestinationAborted)
+                .map_err(|both| both.1),
+            None => self.frozen.take().map_or(Ok(()), Frozen::resume),
+        };
+        if let Err(e) = goes_on {
+            let id = &self.journal.facts().id;
+            return Err(why.within(format!(
+                "and the tree could not be let go ({e}), see dunlin resolve {id}"
+            )));
+        }
+        self.journal.advance(Phase::Aborted)?;
+        self.journal.settle()?;
+        Err(why)
     }
 }
 
@@ -208,18 +308,16 @@ fn from_page_server(
     let runtime = runtime()?;
     let client = Client::connect(runtime.handle(), to, session, SERVER)?;
     ready(job)?;
-    let restorer = server
-        .accept(None, MESSAGE)?
-        .ok_or_else(|| Error::bug("lazy-pages", "stopped waiting for a restorer"))?;
-    let (restored, restorer) = restorer.receive()?;
-    let filler = Filler::new(restored)?;
-    guardian.watch(&filler)?;
-    let handler = Handler::start(
-        Arc::clone(&filler),
-        client.source(),
-        Box::new(|_| OnLoss::Kill),
-    )?;
-    restorer.grant()?;
+    let begun = take_over(server, &mut guardian, &client);
+    let (restorer, filler, handler) = begun.inspect_err(|e| client.give_up(false, e))?;
+    if let Err(e) = restorer.grant() {
+        // It may have let its tasks go before it died. They must not outlive us, and
+        // nobody may think that they have all they need.
+        filler.lost(Error::bug("let the tree go on", e.to_string()));
+        client.give_up(true, &e);
+        std::mem::forget(guardian);
+        return handler.wait().and(Err(e));
+    }
     let sink: Arc<dyn PageSink> = Arc::clone(&filler) as Arc<dyn PageSink>;
     let fetched = client.run(
         &sink,
@@ -231,6 +329,26 @@ fn from_page_server(
         std::mem::forget(guardian);
     }
     fetched
+}
+
+/// Everything up to the grant.
+fn take_over(
+    server: &Server,
+    guardian: &mut Guardian,
+    client: &Client,
+) -> Result<(Ready, Arc<Filler>, Handler)> {
+    let restorer = server
+        .accept(None, MESSAGE)?
+        .ok_or_else(|| Error::bug("lazy-pages", "stopped waiting for a restorer"))?;
+    let (restored, restorer) = restorer.receive()?;
+    let filler = Filler::new(restored)?;
+    guardian.watch(&filler)?;
+    let handler = Handler::start(
+        Arc::clone(&filler),
+        client.source(),
+        Box::new(|_| OnLoss::Kill),
+    )?;
+    Ok((restorer, filler, handler))
 }
 
 fn missing(filler: &Filler) -> Vec<(Object, PageRange)> {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::sizes;
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{self, Captured, Frozen};
-use crate::engine::hold::{self, Hold, Place, Verdict};
+use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::options::{Dump, Observer, Stage};
+use crate::face::place;
 use crate::migrate::ports::{Capture, Container};
 use crate::runtime::runc;
 use crate::sys::{cgroup, procfs};
@@ -52,12 +53,7 @@ impl RuncContainer {
         let runc = runc::Container::load(root, id)?;
         let dump = runc.dump()?;
         // Known before the freeze, so that a guard can find what we leave.
-        let home = cgroup::freezer_of(runc.init())?;
-        let place = Place {
-            hierarchy: home.name,
-            path: format!("{}/{}", home.path.trim_end_matches('/'), hold::NAME),
-            origins: Vec::new(),
-        };
+        let place = Place::of(runc.init())?;
         Ok(Self {
             runc,
             dump,
@@ -71,42 +67,6 @@ impl RuncContainer {
     pub(super) fn options(&mut self) -> &mut Dump {
         &mut self.dump
     }
-}
-
-/// Where held tasks are, for a journal.
-pub(super) fn place_to_json(root: &Path, place: &Place) -> Value {
-    json!({
-        "runc_root": root,
-        "hierarchy": place.hierarchy,
-        "cgroup": place.path,
-        "origins": place.origins.iter().map(|(p, o)| json!([p.0, o])).collect::<Vec<_>>(),
-    })
-}
-
-/// Reads it back.
-///
-/// # Errors
-/// Not ours.
-pub(super) fn place_from_json(v: &Value) -> Result<Place> {
-    let text = |k: &str| {
-        v.get(k)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-            .ok_or_else(|| Error::caller("journal", format!("has no {k}")))
-    };
-    let origins = v.get("origins").and_then(Value::as_array);
-    Ok(Place {
-        hierarchy: text("hierarchy")?,
-        path: text("cgroup")?,
-        origins: origins
-            .into_iter()
-            .flatten()
-            .filter_map(|o| {
-                let pid = i32::try_from(o.get(0)?.as_i64()?).ok()?;
-                Some((HostPid(pid), o.get(1)?.as_str()?.to_owned()))
-            })
-            .collect(),
-    })
 }
 
 impl Container for RuncContainer {
@@ -144,7 +104,9 @@ impl Container for RuncContainer {
     }
 
     fn place(&self) -> Value {
-        place_to_json(self.runc.runc_root(), &self.place)
+        let mut place = place::to_json(&self.place);
+        place["runc_root"] = json!(self.runc.runc_root());
+        place
     }
 
     fn freeze(&mut self) -> Result<Instant> {

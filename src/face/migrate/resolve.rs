@@ -10,10 +10,9 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::args::{self, Decision};
-use super::container::place_from_json;
 use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
-use crate::face::{Failure, log};
+use crate::face::{Failure, log, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
 use crate::migrate::ports::LOSS;
 use crate::runtime::runc;
@@ -148,21 +147,25 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
 }
 
 /// Lets held tasks run on; none held is fine: without a tracer they run already.
-fn thaw(place: &Value, verdict: Verdict) -> Result<()> {
-    match Hold::adopt(&place_from_json(place)?) {
+fn thaw(at: &Value, verdict: Verdict) -> Result<()> {
+    match Hold::adopt(&place::from_json(at)?) {
         Ok(h) => h.release(verdict).map_err(|both| both.1),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(e) => Err(e),
     }
 }
 
-fn kill(place: &Value, id: &str) -> Result<()> {
-    match Hold::adopt(&place_from_json(place)?) {
+fn kill(at: &Value, id: &str) -> Result<()> {
+    match Hold::adopt(&place::from_json(at)?) {
         Ok(h) => h.kill(Verdict::Superseded).map_err(|both| both.1)?,
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
         Err(e) => return Err(e),
     }
-    runc::delete(&text(place, "runc_root")?, id)
+    match text(at, "runc_root") {
+        Ok(root) => runc::delete(&root, id),
+        // Held by a page server, whose caller knows the container.
+        Err(_) => Ok(()),
+    }
 }
 
 fn text(v: &Value, key: &str) -> Result<PathBuf> {
