@@ -5,16 +5,10 @@
 mod harness;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::process::Command;
 
-use dunlin::base::{HostPid, Result};
-use dunlin::engine::dump::freeze;
-use dunlin::engine::options::{Common, Dump, Observer, Stage};
 use harness::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// `argv[1]` is a file of four pages of the letter `f`.
 const PROGRAM: &str = r#"
@@ -141,28 +135,6 @@ int main(int argc, char **argv)
 }
 "#;
 
-struct Nobody;
-
-impl Observer for Nobody {
-    fn at(&mut self, _: Stage, _: Option<HostPid>) -> Result<()> {
-        Ok(())
-    }
-}
-
-fn dump(pid: i32, dir: &Path) -> Result<()> {
-    let options = Dump {
-        common: Common::default(),
-        pid: HostPid(pid),
-        freeze_cgroup: None,
-        lazy: false,
-    };
-    let mut frozen = freeze(&options)?;
-    let mut captured = frozen.capture(&options, &mut Nobody)?;
-    captured.pages.write(dir, &mut captured.set, false)?;
-    captured.set.store(dir)?;
-    frozen.kill()
-}
-
 /// Areas with what they map, and those of their flags that a program can have set.
 fn areas(pid: i32) -> BTreeMap<String, Vec<String>> {
     const KEPT: [&str; 14] = [
@@ -189,41 +161,22 @@ fn areas(pid: i32) -> BTreeMap<String, Vec<String>> {
     found
 }
 
-struct Killed(i32);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
-    }
-}
-
-fn comes_back(name: &str, criu_made: bool, dump: impl Fn(i32, &Path)) {
+fn comes_back(name: &str, criu_made: bool) {
     let scratch = Scratch::new(name);
-    let (images, out) = (scratch.join("images"), scratch.join("out"));
-    fs::create_dir_all(&images).unwrap();
     let file = scratch.join("file");
     fs::write(&file, [b'f'; 4 * 4096]).unwrap();
-    let mut child = Command::new(compile("memory-kinds", PROGRAM))
-        .arg(&file)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(File::create(&out).unwrap())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = i32::try_from(child.id()).unwrap();
-    let killed = Killed(pid);
-    wait_file(&out, PATIENCE, |text| text.contains("ready"));
-    let mut before = areas(pid);
-    dump(pid, &images);
-    // Whoever traced it may have reaped it already: both are us.
-    let _ = child.wait();
-    must(
-        Command::new(criu_dir(&scratch).join("criu"))
-            .args(["restore", "-d", "-v4", "-o", "restore.log", "-D"])
-            .arg(&images),
+    let bare = Bare::start(
+        &scratch,
+        Command::new(compile("memory-kinds", PROGRAM)).arg(&file),
     );
-    let mut now = areas(pid);
+    let mut before = areas(bare.pid());
+    if criu_made {
+        bare.dump_by_criu();
+    } else {
+        bare.dump();
+    }
+    bare.restore(&[]);
+    let mut now = areas(bare.pid());
     // CRIU writes into the text of what it dumps: such a page was changed, and
     // an area that was written to is accounted.
     if criu_made {
@@ -235,38 +188,18 @@ fn comes_back(name: &str, criu_made: bool, dump: impl Fn(i32, &Path)) {
         }
     }
     assert_eq!(before, now);
-    kill(Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
-    wait_file(&out, PATIENCE, |text| {
-        text.contains("right") || text.contains("WRONG")
-    });
-    assert_eq!(fs::read_to_string(&out).unwrap(), "ready\nright\n");
-    drop(killed);
+    bare.ask();
+    assert_eq!(bare.says("right"), "ready\nright\n");
 }
 
 #[test]
 fn every_kind_of_memory_comes_back_as_it_was() {
     needs!(root, gcc);
-    comes_back("memory-kinds", false, |pid, images| {
-        dump(pid, images).unwrap()
-    });
+    comes_back("memory-kinds", false);
 }
 
 #[test]
 fn crossed_every_kind_of_memory_comes_back_out_of_an_image_that_criu_made() {
     needs!(root, gcc, crossed);
-    comes_back("memory-kinds-crossed", true, |pid, images| {
-        must(
-            Command::new(criu().unwrap())
-                .args([
-                    "dump",
-                    "-v4",
-                    "-o",
-                    "dump.log",
-                    "-t",
-                    &pid.to_string(),
-                    "-D",
-                ])
-                .arg(images),
-        );
-    });
+    comes_back("memory-kinds-crossed", true);
 }

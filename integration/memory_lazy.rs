@@ -1,25 +1,22 @@
 //! A program that is captured and killed, and comes back empty: its memory
-//! follows while it runs, forks and moves it.
+//! follows while it runs, forks, moves it and throws it away.
 
 #[path = "harness/mod.rs"]
 mod harness;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
 
-use dunlin::base::{HostPid, Result};
-use dunlin::engine::dump::freeze;
-use dunlin::engine::options::{Common, Dump, Observer, Stage};
+use dunlin::base::Result;
 use dunlin::engine::restore::ImagePages;
 use dunlin::image::Set;
-use dunlin::memory::handler::Outcome as Served;
+use dunlin::memory::handler::{Outcome as Served, WINDOW};
 use dunlin::memory::handoff::Server;
 use dunlin::memory::serve::serve_one;
+use dunlin::memory::{Object, PageReader};
 use harness::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// On each SIGUSR1 it touches its last page, forks a child that checks all of its
 /// memory while it is missing, moves the memory, and checks it itself.
@@ -83,173 +80,180 @@ int main(int argc, char **argv)
 }
 "#;
 
-struct Nobody;
+/// Pages of an image. What nobody has asked for is not given before it is opened.
+struct Gated {
+    pages: ImagePages,
+    open: Mutex<bool>,
+    opened: Condvar,
+}
 
-impl Observer for Nobody {
-    fn at(&mut self, _: Stage, _: Option<HostPid>) -> Result<()> {
-        Ok(())
+impl Gated {
+    fn new(images: &Path, open: bool) -> Arc<Self> {
+        let set = Set::load(images).unwrap();
+        Arc::new(Self {
+            pages: ImagePages::open(&set, images).unwrap(),
+            open: Mutex::new(open),
+            opened: Condvar::new(),
+        })
+    }
+
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
     }
 }
 
-/// Captures the tree of `pid` into `dir`, and kills it.
-fn dump(pid: i32, dir: &Path) -> Result<()> {
-    let options = Dump {
-        common: Common::default(),
-        pid: HostPid(pid),
-        freeze_cgroup: None,
-        lazy: false,
-    };
-    let mut frozen = freeze(&options)?;
-    let mut captured = frozen.capture(&options, &mut Nobody)?;
-    captured.pages.write(dir, &mut captured.set, false)?;
-    captured.set.store(dir)?;
-    frozen.kill()
+impl PageReader for Gated {
+    fn read(&self, object: Object, at: u64, buf: &mut [u8]) -> Result<()> {
+        if buf.len() as u64 > WINDOW {
+            let closed = self.open.lock().unwrap();
+            drop(self.opened.wait_while(closed, |open| !*open).unwrap());
+        }
+        self.pages.read(object, at, buf)
+    }
 }
 
-fn serve(images: &Path, server: &Server) -> Result<Served> {
-    let set = Set::load(images)?;
-    let pages = Arc::new(ImagePages::open(&set, images)?);
+fn serve(server: &Server, pages: Arc<Gated>) -> Result<Served> {
     let served = serve_one(server, pages, None, Some(PATIENCE), PATIENCE)?;
     Ok(served.expect("the restorer came"))
 }
 
-/// Kills by pid when dropped.
-struct Killed(i32);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
-    }
-}
-
-#[test]
-fn memory_follows_a_restored_program_that_forks_and_moves_it() {
-    needs!(root, gcc);
-    follows("memory-lazy", |pid, images, _| dump(pid, images).unwrap());
-}
-
-#[test]
-fn crossed_memory_follows_out_of_an_image_that_criu_made() {
-    needs!(root, gcc, crossed);
-    follows("memory-lazy-crossed", |pid, images, work| {
-        must(
-            Command::new(criu().unwrap())
-                .args([
-                    "dump",
-                    "-v4",
-                    "-o",
-                    "dump.log",
-                    "-t",
-                    &pid.to_string(),
-                    "-D",
-                ])
-                .arg(images)
-                .arg("-W")
-                .arg(work),
-        );
-    });
-}
-
-#[test]
-fn the_lazy_pages_command_serves_a_restore_and_ends() {
-    needs!(root, gcc);
-    let scratch = Scratch::new("memory-command");
-    let killed = dumped(&scratch, |pid, images, _| dump(pid, images).unwrap());
-    let criu = criu_dir(&scratch).join("criu");
-    let work = scratch.join("work");
-    let command = |name: &str| {
-        let mut c = Command::new(&criu);
-        c.args([name, "-v4", "-D"]).arg(scratch.join("images"));
-        c.arg("-W").arg(&work);
-        c
-    };
-    let pidfile = work.join("pid");
-    must(
-        command("lazy-pages")
-            .args(["-d", "-o", "lazy.log", "--pidfile"])
-            .arg(&pidfile),
-    );
-    wait_file(&pidfile, PATIENCE, |text| !text.is_empty());
-    let server = Proc::of(fs::read_to_string(&pidfile).unwrap().parse().unwrap()).unwrap();
-    must(command("restore").args(["--lazy-pages", "-d", "-o", "restore.log"]));
-    kill(Pid::from_raw(killed.0), Signal::SIGUSR1).unwrap();
-    wait_file(&scratch.join("out"), PATIENCE, |text| {
-        text.contains("turn 1 right")
-    });
-    server.wait_gone(PATIENCE);
-    let said = fs::read_to_string(work.join("lazy.log")).unwrap();
-    assert!(said.contains("pages came"), "{said}");
-    assert!(!work.join("lazy-pages.socket").exists());
-    assert_eq!(
-        fs::read_to_string(work.join("lazy-pages.status")).unwrap(),
-        ""
-    );
-}
-
-/// Starts the program, and dumps it into `images`; its output is in `out`.
-fn dumped(scratch: &Scratch, dump: impl Fn(i32, &Path, &Path)) -> Killed {
-    let (images, work, out) = (
-        scratch.join("images"),
-        scratch.join("work"),
-        scratch.join("out"),
-    );
-    for dir in [&images, &work] {
-        fs::create_dir_all(dir).unwrap();
-    }
+fn memory(scratch: &Scratch) -> Bare {
     let program = compile("memory-lazy", PROGRAM);
-    let mut child = Command::new(program)
-        .arg("48")
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(File::create(&out).unwrap())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = i32::try_from(child.id()).unwrap();
-    let killed = Killed(pid);
-    wait_file(&out, PATIENCE, |text| text.contains("ready"));
-    dump(pid, &images, &work);
-    // Whoever traced it may have reaped it already: both are us.
-    let _ = child.wait();
-    killed
+    Bare::start(scratch, Command::new(program).arg("48"))
 }
 
-fn follows(name: &str, dump: impl Fn(i32, &Path, &Path)) {
-    let scratch = Scratch::new(name);
-    let killed = dumped(&scratch, dump);
-    let (pid, images) = (killed.0, scratch.join("images"));
-    let (work, out) = (scratch.join("work"), scratch.join("out"));
-    let server = Server::bind(&work).unwrap();
+fn follows(bare: &Bare) {
+    let server = Server::bind(&bare.work).unwrap();
+    let pages = Gated::new(&bare.images, true);
     let served = std::thread::scope(|s| {
-        let serving = s.spawn(|| serve(&images, &server));
-        must(
-            Command::new(criu_dir(&scratch).join("criu"))
-                .args([
-                    "restore",
-                    "--lazy-pages",
-                    "-d",
-                    "-v4",
-                    "-o",
-                    "restore.log",
-                    "-D",
-                ])
-                .arg(&images)
-                .arg("-W")
-                .arg(&work),
-        );
-        kill(Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
-        wait_file(&out, PATIENCE, |text| text.contains("turn 1"));
+        let serving = s.spawn(|| serve(&server, pages));
+        bare.restore(&["--lazy-pages"]);
+        bare.ask();
+        bare.says("turn 1");
         serving.join().unwrap()
     })
     .unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
-    wait_file(&out, PATIENCE, |text| text.contains("turn 2"));
-    let text = fs::read_to_string(&out).unwrap();
+    bare.ask();
+    let text = bare.says("turn 2");
     assert_eq!(text, "ready\nturn 1 right\nturn 2 right\n");
     println!("{served:?}");
     assert!(served.count.needed >= 48 << 8, "{served:?}");
     let c = served.count;
     assert_eq!(c.needed, c.present + c.gone);
     assert!(served.lost.is_none());
-    drop(killed);
+}
+
+#[test]
+fn memory_follows_a_restored_program_that_forks_and_moves_it() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-lazy");
+    let bare = memory(&scratch);
+    bare.dump();
+    follows(&bare);
+}
+
+#[test]
+fn crossed_memory_follows_out_of_an_image_that_criu_made() {
+    needs!(root, gcc, crossed);
+    let scratch = Scratch::new("memory-lazy-crossed");
+    let bare = memory(&scratch);
+    bare.dump_by_criu();
+    follows(&bare);
+}
+
+/// Restores it with our `lazy-pages` command beside.
+fn served_by_command(bare: &Bare) {
+    let pidfile = bare.work.join("pid");
+    must(
+        bare.command("lazy-pages")
+            .args(["-d", "--pidfile"])
+            .arg(&pidfile),
+    );
+    wait_file(&pidfile, PATIENCE, |text| !text.is_empty());
+    let server = Proc::of(fs::read_to_string(&pidfile).unwrap().parse().unwrap()).unwrap();
+    bare.restore(&["--lazy-pages"]);
+    bare.ask();
+    bare.says("turn 1");
+    server.wait_gone(PATIENCE);
+    let said = fs::read_to_string(bare.work.join("lazy-pages.log")).unwrap();
+    assert!(said.contains("pages came"), "{said}");
+    assert!(!bare.work.join("lazy-pages.socket").exists());
+    let status = fs::read_to_string(bare.work.join("lazy-pages.status"));
+    assert_eq!(status.unwrap(), "");
+    bare.ask();
+    bare.says("turn 2");
+}
+
+#[test]
+fn the_lazy_pages_command_serves_a_restore_and_ends() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-command");
+    let bare = memory(&scratch);
+    bare.dump();
+    served_by_command(&bare);
+}
+
+/// Two processes share it; see `bundles/probes/shared.c`.
+fn sharing(scratch: &Scratch, args: &[&str]) -> Bare {
+    Bare::start(scratch, Command::new(sample("shared")).args(args))
+}
+
+#[test]
+fn shared_memory_follows_two_who_throw_away_move_unmap_and_grow_it() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-shared");
+    let bare = sharing(&scratch, &["16"]);
+    bare.dump();
+    let server = Server::bind(&bare.work).unwrap();
+    let pages = Gated::new(&bare.images, false);
+    let served = std::thread::scope(|s| {
+        let serving = s.spawn(|| serve(&server, Arc::clone(&pages)));
+        bare.restore(&["--lazy-pages"]);
+        // All of it while nothing comes but what is asked for.
+        bare.ask();
+        bare.says("turn 1");
+        pages.open();
+        serving.join().unwrap()
+    })
+    .unwrap();
+    bare.ask();
+    bare.says("turn 2");
+    println!("{served:?}");
+    let c = served.count;
+    assert!(c.needed > 4096 + 512 && c.gone >= 64, "{c:?}");
+    assert!(served.lost.is_none());
+}
+
+#[test]
+fn shared_memory_is_served_by_the_lazy_pages_command_too() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-shared-command");
+    let bare = sharing(&scratch, &["64"]);
+    bare.dump();
+    served_by_command(&bare);
+}
+
+#[test]
+fn shared_memory_that_nobody_maps_comes_back_with_an_eager_restore() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-shared-eager");
+    let bare = sharing(&scratch, &["8"]);
+    for turn in ["turn 1", "turn 2"] {
+        bare.dump();
+        bare.restore(&[]);
+        bare.ask();
+        bare.says(turn);
+    }
+}
+
+#[test]
+fn crossed_criu_restores_shared_memory_that_we_marked_as_lazy() {
+    needs!(root, gcc, crossed);
+    let scratch = Scratch::new("memory-shared-crossed");
+    let bare = sharing(&scratch, &["8", "plain"]);
+    bare.dump();
+    bare.restore_by_criu();
+    bare.ask();
+    bare.says("turn 1");
 }

@@ -19,6 +19,7 @@
 //! | a sample program, static | [`sample("spin")`](sample) (`bundles/probes/spin.c`), [`patterns_program()`], [`compile`] for a C text of your own |
 //! | a bare process | [`Program::start`]: its lines, signals, death; killed with its whole session when dropped |
 //! | a bare program that comes back | [`Held::start`], [`Held::is_asked`]; [`adopt_orphans`] first |
+//! | a bare tree that is dumped and comes back | [`Bare::start`], [`Bare::dump`], [`Bare::restore`]; killed when dropped |
 //! | a container | [`Bundle::new`], [`Bundle::edit`], then [`Container::run`], [`Container::checkpoint`], [`Container::restore`]; removed when dropped |
 //! | a command that must not hang | [`run`], [`must`] |
 //! | waiting | [`Lines::expect`] for output, [`Proc::wait_gone`] for an end, [`wait_file`] and [`wait_dir`] for files: never a sleep |
@@ -31,6 +32,7 @@
 #![allow(dead_code, unused_imports, unused_macros, unreachable_pub)]
 #![allow(missing_docs)]
 
+mod bare;
 mod container;
 mod held;
 mod proc;
@@ -40,6 +42,7 @@ mod scratch;
 mod skip;
 mod wait;
 
+pub use bare::Bare;
 pub use container::{Bundle, Container, Runc, remove_cgroups};
 pub use held::{Held, adopt_orphans};
 pub use proc::{Snapshot, descendants, fds, maps, read_memory, snapshot, status_field};
