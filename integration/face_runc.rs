@@ -158,18 +158,28 @@ impl Drop for LazyPages {
     }
 }
 
-#[test]
-fn memory_follows_lazily_from_local_images() {
-    needs!(root, runc, gcc);
+fn follows_from_local_images(program: &str, answer: &str) {
     let scratch = Scratch::new("face-runc-lazy");
-    let mut container = start(&scratch, "spin", &["32"]);
-    let before = asked(&mut container, "count ");
+    let mut container = start(&scratch, program, &["32"]);
+    let before = asked(&mut container, answer);
     let images = scratch.join("images");
     container.dumped(&images, &[]);
     let daemon = LazyPages::start(&scratch, &images, &[]);
     container.restored(&images, &["--lazy-pages"]);
-    assert!(asked(&mut container, "count ") > before);
+    assert!(asked(&mut container, answer) > before);
     daemon.succeeded();
+}
+
+#[test]
+fn memory_follows_lazily_from_local_images() {
+    needs!(root, runc, gcc);
+    follows_from_local_images("spin", "count ");
+}
+
+#[test]
+fn shared_memory_follows_lazily_from_local_images() {
+    needs!(root, runc, gcc);
+    follows_from_local_images("shared", "turn ");
 }
 
 /// A checkpoint that serves its pages: it, the port, the images.
@@ -207,12 +217,24 @@ fn serving(container: &Container, scratch: &Scratch) -> (Child, String, PathBuf)
 #[test]
 fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
     needs!(root, runc, gcc);
+    follows_from_a_page_server("spin", "count ");
+}
+
+#[test]
+fn shared_memory_follows_lazily_from_a_checkpoint_that_serves_it() {
+    needs!(root, runc, gcc);
+    follows_from_a_page_server("shared", "turn ");
+}
+
+fn follows_from_a_page_server(program: &str, answer: &str) {
     let scratch = Scratch::new("face-runc-pages");
-    let mut container = start(&scratch, "spin", &["32"]);
-    let before = asked(&mut container, "count ");
+    let mut container = start(&scratch, program, &["32"]);
+    let before = asked(&mut container, answer);
     let source = container.init();
     let (mut checkpoint, port, images) = serving(&container, &scratch);
-    let pages = fs::metadata(images.join("pages-1.img")).map_or(0, |meta| meta.len());
+    let files = fs::read_dir(&images).unwrap().map(|e| e.unwrap());
+    let pages = files.filter(|e| e.file_name().to_str().unwrap().starts_with("pages-"));
+    let pages: u64 = pages.map(|e| e.metadata().unwrap().len()).sum();
     assert!(pages < 8 << 20, "{pages} bytes were written");
     let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
     let daemon = LazyPages::start(&scratch, &images, &server);
@@ -224,7 +246,7 @@ fn memory_follows_lazily_from_a_checkpoint_that_serves_it() {
         .bundle
         .cgroups_path(&format!("/dunlin-tests/{}-there", container.id));
     container.restored(&images, &["--lazy-pages"]);
-    assert!(asked(&mut container, "count ") > before);
+    assert!(asked(&mut container, answer) > before);
     daemon.succeeded();
     assert!(checkpoint.wait().unwrap().success());
     source.wait_gone(PATIENCE);

@@ -1,7 +1,8 @@
 use super::*;
 use crate::base::{PAGE_SIZE, PageRange};
 use crate::memory::{
-    Area, Handler, Job, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want, guard,
+    Area, Handler, Job, LazyShared, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
+    guard,
 };
 use crate::sys::testing::{self, Child};
 use std::io::{BufRead, BufReader};
@@ -30,27 +31,46 @@ fn handler_process() {
     };
     let guardian = (mode != "none").then(|| Guardian::start(Some(Path::new(&mode))).unwrap());
     let child = Child::fork();
+    let shared = std::env::var("DUNLIN_TEST_SHARED").is_ok();
+    let kind = if shared {
+        libc::MAP_SHARED
+    } else {
+        libc::MAP_PRIVATE
+    };
     let pages = 16;
-    let range = PageRange::with_pages(child.mmap(pages * PAGE_SIZE), pages).unwrap();
-    let object = Object::Private(SpaceId(1));
-    let at = range.start();
+    let at = child.mmap_with(0, pages * PAGE_SIZE, kind | libc::MAP_ANONYMOUS, -1);
+    let range = PageRange::with_pages(at, pages).unwrap();
     let areas = vec![Area {
         range,
-        object,
-        at,
+        object: if shared {
+            Object::Shared(4)
+        } else {
+            Object::Private(SpaceId(1))
+        },
+        at: if shared { 0 } else { at },
         wipe_on_fork: false,
     }];
+    let object = || LazyShared {
+        id: 4,
+        file: std::fs::File::open(format!(
+            "/proc/{}/map_files/{at:x}-{:x}",
+            child.pid(),
+            range.end()
+        ))
+        .unwrap(),
+        needed: vec![PageRange::with_pages(0, pages).unwrap()],
+    };
     let space = LazySpace {
         id: SpaceId(1),
         pid: child.pid(),
         pidfd: child.pidfd().try_clone().unwrap(),
         uffd: guard(child.userfaultfd(), &areas).unwrap(),
         areas,
-        needed: vec![range],
+        needed: if shared { vec![] } else { vec![range] },
     };
     let filler = crate::memory::Filler::new(Job {
         spaces: vec![space],
-        shared: vec![],
+        shared: shared.then(object).into_iter().collect(),
     })
     .unwrap();
     let mut guardian = guardian;
@@ -71,9 +91,13 @@ fn handler_process() {
 
 /// Kills a handler while a task of its waits; returns how that task ended:
 /// `Err(signal)` or `Ok(exit code)`. It exits by itself when its read returns.
-fn kill_the_handler(mode: &str) -> std::result::Result<i32, i32> {
+fn kill_the_handler(mode: &str, shared: bool) -> std::result::Result<i32, i32> {
     testing::become_subreaper();
-    let mut handler = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if shared {
+        command.env("DUNLIN_TEST_SHARED", "1");
+    }
+    let mut handler = command
         .args(["--exact", "memory::guardian::tests::handler_process"])
         .args(["--ignored", "--nocapture", "--test-threads=1"])
         .env("DUNLIN_TEST_GUARDIAN", mode)
@@ -92,8 +116,17 @@ fn kill_the_handler(mode: &str) -> std::result::Result<i32, i32> {
 
 #[test]
 fn when_the_handler_is_killed_its_tasks_die_and_never_read_zeros() {
+    dies_and_says_so(false);
+}
+
+#[test]
+fn they_die_too_when_only_shared_memory_was_missing() {
+    dies_and_says_so(true);
+}
+
+fn dies_and_says_so(shared: bool) {
     let status = tempfile::NamedTempFile::new().unwrap();
-    let ended = kill_the_handler(status.path().to_str().unwrap());
+    let ended = kill_the_handler(status.path().to_str().unwrap(), shared);
     assert_eq!(ended, Err(libc::SIGKILL));
     let said = std::fs::read_to_string(status.path()).unwrap();
     assert!(
@@ -105,7 +138,8 @@ fn when_the_handler_is_killed_its_tasks_die_and_never_read_zeros() {
 #[test]
 fn without_a_guardian_the_same_task_does_read_zeros() {
     // The task's read returns, its answer goes nowhere, and it exits.
-    assert_eq!(kill_the_handler("none"), Ok(0));
+    assert_eq!(kill_the_handler("none", false), Ok(0));
+    assert_eq!(kill_the_handler("none", true), Ok(0));
 }
 
 #[test]
