@@ -7,7 +7,8 @@ mod harness;
 mod migrate_support;
 
 use harness::*;
-use migrate_support::Move;
+use migrate_support::{Move, send, wait_stopped};
+use nix::sys::signal::Signal;
 
 #[test]
 fn a_running_container_moves_and_nothing_is_left() {
@@ -58,6 +59,36 @@ fn a_running_container_moves_and_nothing_is_left() {
     // And runc ends it there.
     m.delete_there();
     assert_eq!(m.status_there(), "unknown");
+}
+
+#[test]
+fn shared_memory_follows_a_container_that_has_moved() {
+    needs!(root, runc, gcc);
+    let args = ["/bin/shared", "64", "plain"];
+    let mut m = Move::of("mig-shared", &sample("shared"), &args, |_| ());
+    m.container.signal("USR1");
+    m.container.lines.expect("turn 1", PATIENCE);
+    let said = m.scratch.join("said");
+    let says = |turn: &str| {
+        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
+        assert!(!text.contains("wrong"), "{text}");
+    };
+    let (receiver, at) = m.receive(&["--output", said.to_str().unwrap()]);
+    let mut source = m.migrate(&at, &["--pause-at", "resumed"]);
+    // It runs there, and nothing comes: it is disturbed before its memory is there.
+    wait_stopped(&mut source);
+    m.wait_running_there();
+    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
+    send(source.id(), Signal::SIGCONT);
+    let (source, receiver) = (m.end(source, "migrate.log"), m.end(receiver, "receive.log"));
+    assert!(source.ok, "{}\n{}", source.text, receiver.text);
+    says("turn 2");
+    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
+    says("turn 3");
+    let r = m.report();
+    assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
+    assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
+    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
 }
 
 #[test]

@@ -40,11 +40,22 @@ impl Move {
 
     /// The same in a bundle that is changed before.
     pub fn start_with(name: &str, mib: u32, change: impl FnOnce(&mut Bundle)) -> Self {
-        let scratch = Scratch::new(name);
-        let program = patterns_program();
         let mib = mib.to_string();
         let args = ["/bin/patterns", "--mib", &mib, "--port", "7070"];
-        let mut bundle = Bundle::new(&scratch, "bundle", &[&program], &args);
+        let m = Self::of(name, &patterns_program(), &args, change);
+        m.goes_on_here("before anything");
+        m
+    }
+
+    /// Any program, ready.
+    pub fn of(
+        name: &str,
+        program: &std::path::Path,
+        args: &[&str],
+        change: impl FnOnce(&mut Bundle),
+    ) -> Self {
+        let scratch = Scratch::new(name);
+        let mut bundle = Bundle::new(&scratch, "bundle", &[program], args);
         change(&mut bundle);
         let runc = Runc::new(&scratch);
         let there = Runc {
@@ -53,13 +64,11 @@ impl Move {
         };
         let mut container = Container::run(&runc, bundle, scratch.name());
         container.lines.expect("ready", PATIENCE);
-        let m = Self {
+        Self {
             container,
             there,
             scratch,
-        };
-        m.goes_on_here("before anything");
-        m
+        }
     }
 
     fn state(&self, side: &str) -> PathBuf {
@@ -246,6 +255,14 @@ impl Move {
                 .args(more),
             PATIENCE,
         )
+    }
+
+    /// Waits until runc there says that it runs.
+    pub fn wait_running_there(&self) {
+        let end = Instant::now() + PATIENCE;
+        while self.status_there() != "running" {
+            assert!(Instant::now() < end, "it never ran there");
+        }
     }
 
     /// Ends the copy at the destination.
