@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use dunlin::base::{HostPid, Result};
 use dunlin::engine::dump::freeze;
@@ -18,6 +18,8 @@ use super::{PATIENCE, Scratch, criu, criu_dir, descendants, must, wait_file};
 #[derive(Debug)]
 pub struct Bare {
     pid: i32,
+    /// As it was before the first dump.
+    first: Child,
     criu: PathBuf,
     out: PathBuf,
     pub images: PathBuf,
@@ -31,7 +33,7 @@ impl Bare {
         // Orphans of its tree become ours, to be waited for.
         nix::sys::prctl::set_child_subreaper(true).expect("become a subreaper");
         let out = scratch.join("out");
-        let child = command
+        let first = command
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(File::create(&out).expect("create the output"))
@@ -39,7 +41,8 @@ impl Bare {
             .spawn()
             .expect("start a program");
         let bare = Self {
-            pid: i32::try_from(child.id()).expect("a pid"),
+            pid: i32::try_from(first.id()).expect("a pid"),
+            first,
             criu: criu_dir(scratch).join("criu"),
             out,
             images: scratch.dir("images"),
@@ -127,6 +130,7 @@ impl Drop for Bare {
         for pid in &tree {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
+        let _ = self.first.wait();
         for pid in tree {
             let _ = waitpid(Pid::from_raw(pid), None);
         }
