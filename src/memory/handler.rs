@@ -100,6 +100,7 @@ impl Handler {
         let thread = std::thread::Builder::new()
             .name("page-faults".to_owned())
             .spawn(move || {
+                crate::sys::sched::prompt();
                 // Whatever goes wrong, the descriptors stay open: see `serve`.
                 let f = ManuallyDrop::new(f);
                 let served = catch_unwind(AssertUnwindSafe(|| serve(&f, s.as_ref(), &policy)));

@@ -178,7 +178,7 @@ fn attach(job: &mut Job<'_>, tasks: &mut JoinSet<()>, lane: Opened, serving: &Ar
                 let _open = lane.writer; // both directions stay open
                 take(remote, lane.reader, sink, kind).await;
             },
-            &rt,
+            &super::threads::background(&rt),
         );
     }
 }

@@ -31,8 +31,9 @@ pub mod queue;
 pub mod remote;
 pub mod source;
 mod source_pages;
+mod threads;
 
-pub use source_pages::runtime;
+pub use threads::runtime;
 
 #[cfg(test)]
 mod tests;

@@ -376,7 +376,7 @@ impl Client {
                         let _open = writer; // both directions stay open
                         remote.take(reader, sink).await
                     },
-                    &self.rt,
+                    &super::threads::background(&self.rt),
                 );
             }
         }

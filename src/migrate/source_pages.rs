@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -12,6 +13,7 @@ use super::control::Control;
 use super::journal::Phase;
 use super::pump::Pump;
 use super::source::{Job, Lanes, open_lanes};
+use super::threads;
 use crate::base::{Blame, Error, PageRange, Result};
 use crate::engine::hold::Verdict;
 use crate::memory::Object;
@@ -215,19 +217,22 @@ pub(super) async fn serve(
     });
     for mut lane in bulk {
         let p = Arc::clone(pump);
-        tasks.spawn(async move {
-            p.push(&mut lane.writer).await?;
-            // Open until the other end closes it or all ends: what was sent
-            // last must not be cut.
-            match lane.reader.next().await? {
-                None => Err(Error::link("push pages", "a bulk lane was closed")),
-                Some(f) if f.kind == Kind::Failure => Err(told(&f)),
-                Some(f) => Err(Error::peer(
-                    format!("receive {:?}", f.kind),
-                    "not on a bulk lane",
-                )),
-            }
-        });
+        tasks.spawn_on(
+            async move {
+                p.push(&mut lane.writer).await?;
+                // Open until the other end closes it or all ends: what was sent
+                // last must not be cut.
+                match lane.reader.next().await? {
+                    None => Err(Error::link("push pages", "a bulk lane was closed")),
+                    Some(f) if f.kind == Kind::Failure => Err(told(&f)),
+                    Some(f) => Err(Error::peer(
+                        format!("receive {:?}", f.kind),
+                        "not on a bulk lane",
+                    )),
+                }
+            },
+            &threads::background(&Handle::current()),
+        );
     }
     let (reader, _) = control.halves();
     let mut next = pin!(reader.next());
@@ -292,17 +297,4 @@ fn finish(
     job.report.total_us = micros(job.started.elapsed());
     job.journal.settle()?;
     Ok(job.report)
-}
-
-/// Runs the runtime of a migration: lanes need a few threads, no more.
-///
-/// # Errors
-/// Threads cannot be made.
-pub fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .thread_name("lane")
-        .enable_all()
-        .build()
-        .map_err(|e| Error::os("start threads for lanes", e))
 }

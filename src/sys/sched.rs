@@ -73,6 +73,37 @@ pub fn set_attr(tid: HostPid, attr: Attr) -> Result<()> {
     Ok(())
 }
 
+/// The calling thread runs soon after it is woken, for short times: a request for
+/// slices of 0.1 ms, which costs no privilege. Kernels before 6.12 ignore it.
+pub fn prompt() {
+    own(0, SLICE);
+}
+
+/// The calling thread leaves the processors to others when they want them.
+pub fn patient() {
+    own(PATIENT, 0);
+}
+
+const SLICE: u64 = 100_000;
+const PATIENT: i32 = 5;
+
+/// Best effort: everything works without, only later.
+fn own(nice: i32, slice: u64) {
+    let me = HostPid(0);
+    let Ok(now) = attr(me) else { return };
+    if now.policy != libc::SCHED_OTHER.cast_unsigned() {
+        return; // somebody has decided otherwise
+    }
+    let raw = Raw {
+        size: RAW_SIZE,
+        nice: now.nice.saturating_add(nice).min(19),
+        runtime: slice,
+        ..Raw::default()
+    };
+    // SAFETY: raw is live and RAW_SIZE bytes long.
+    let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, me.0, &raw const raw, 0) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +124,27 @@ mod tests {
         assert_eq!(attr(pid).unwrap(), want);
         drop(child.stdin.take());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_prompt_thread_keeps_its_nice_value_and_a_patient_one_is_nicer_by_five() {
+        let before = attr(HostPid(0)).unwrap();
+        let after = |change: fn()| {
+            let thread = std::thread::spawn(move || {
+                change();
+                attr(HostPid(0)).unwrap()
+            });
+            thread.join().unwrap()
+        };
+        assert_eq!(after(prompt), before);
+        let nicer = (before.nice + PATIENT).min(19);
+        assert_eq!(
+            after(patient),
+            Attr {
+                nice: nicer,
+                ..before
+            }
+        );
+        assert_eq!(attr(HostPid(0)).unwrap(), before);
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::daemon;
-use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 use super::job::Job;
@@ -24,6 +23,7 @@ use crate::memory::handler::{Handler, OnLoss, Outcome};
 use crate::memory::handoff::{Ready, Server};
 use crate::memory::serve::serve_one;
 use crate::memory::{Filler, Object, Origin, PageReader, PageSink};
+use crate::migrate;
 use crate::migrate::journal::{DEFAULT_DIR, Facts, Journal, Phase, Side};
 use crate::migrate::pages::{self, Client, Ended, Keeper, SESSION_FILE, Ticket};
 
@@ -118,7 +118,7 @@ impl PageServer {
             })
             .filter(|(_, ranges)| !ranges.is_empty())
             .collect();
-        let runtime = runtime()?;
+        let runtime = migrate::runtime()?;
         job.status_ready()?;
         notices.status_ready(root)?;
         let Some(journal) = self.journal.0.take() else {
@@ -237,14 +237,6 @@ fn address(typed: &Typed) -> Result<SocketAddr> {
         .ok_or_else(|| Error::errno(context(), libc::EADDRNOTAVAIL))
 }
 
-fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context(|| "start the network's threads".to_owned())
-}
-
 /// `criu lazy-pages`: fills one tree that is restored with this work directory,
 /// and returns when all its pages are there.
 ///
@@ -305,7 +297,7 @@ fn from_page_server(
     session: &[u8],
 ) -> Result<()> {
     let mut guardian = Guardian::start(Some(&job.work.path().join(STATUS)))?;
-    let runtime = runtime()?;
+    let runtime = migrate::runtime()?;
     let client = Client::connect(runtime.handle(), to, session, SERVER)?;
     ready(job)?;
     let begun = take_over(server, &mut guardian, &client);
