@@ -26,11 +26,11 @@ const PIECE: u64 = 1 << 20;
 /// Most areas in one batch.
 const AREAS: usize = 256;
 
-fn space_id(pid: NsPid) -> SpaceId {
+pub(super) fn space_id(pid: NsPid) -> SpaceId {
     SpaceId(pid.0.unsigned_abs())
 }
 
-fn has_pages(pages: Option<&Pagemap>, area: &Area) -> bool {
+pub(super) fn has_pages(pages: Option<&Pagemap>, area: &Area) -> bool {
     pages.is_some_and(|p| p.within(area.range).any(|r| r.held() != Held::Zero))
 }
 
@@ -106,7 +106,7 @@ impl Build<'_> {
         let service = self.service;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();
-            for a in areas {
+            for a in areas.iter().filter(|a| !self.has_area(pid, a)) {
                 let ours = match a.kind {
                     Kind::PrivateAnon => None,
                     Kind::PrivateFile(id) | Kind::SharedFile(id) if a.writes_file => {
@@ -157,6 +157,9 @@ impl Build<'_> {
                     }
                 }
                 Kind::PrivateAnon => {
+                    if self.fill_early(pid, body, area)? {
+                        continue;
+                    }
                     let Some(pages) = &body.pages else { continue };
                     let lazy = self.lazy && area.can_be_lazy();
                     if !has_pages(Some(pages), area) && !lazy {
@@ -238,7 +241,11 @@ impl Build<'_> {
     }
 
     /// The task's userfaultfd, made when it is first needed.
-    fn guard<'g>(&mut self, guard: &'g mut Option<Uffd>, pid: NsPid) -> Result<&'g Uffd> {
+    pub(super) fn guard<'g>(
+        &mut self,
+        guard: &'g mut Option<Uffd>,
+        pid: NsPid,
+    ) -> Result<&'g Uffd> {
         let uffd = match guard.take() {
             Some(uffd) => uffd,
             None => self.userfaultfd(pid)?,
@@ -299,14 +306,18 @@ impl Build<'_> {
     }
 }
 
-fn pieces(range: PageRange) -> impl Iterator<Item = PageRange> {
+pub(super) fn pieces(range: PageRange) -> impl Iterator<Item = PageRange> {
     (0..range.len().div_ceil(PIECE)).filter_map(move |i| {
         let start = range.start() + i * PIECE;
         PageRange::new(start, range.end().min(start + PIECE))
     })
 }
 
-fn read_piece(reader: &dyn PageReader, object: Object, piece: PageRange) -> Result<Vec<u8>> {
+pub(super) fn read_piece(
+    reader: &dyn PageReader,
+    object: Object,
+    piece: PageRange,
+) -> Result<Vec<u8>> {
     let mut buf = vec![0u8; usize::try_from(piece.len()).unwrap_or(0)];
     reader.read(object, piece.start(), &mut buf)?;
     Ok(buf)
@@ -337,7 +348,12 @@ fn fill_task(reader: &dyn PageReader, host: HostPid, object: Object, run: &Run) 
     Ok(())
 }
 
-fn fill_uffd(reader: &dyn PageReader, uffd: &Uffd, object: Object, range: PageRange) -> Result<()> {
+pub(super) fn fill_uffd(
+    reader: &dyn PageReader,
+    uffd: &Uffd,
+    object: Object,
+    range: PageRange,
+) -> Result<()> {
     for piece in pieces(range) {
         let buf = read_piece(reader, object, piece)?;
         let mut done = 0u64;

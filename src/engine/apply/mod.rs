@@ -7,6 +7,7 @@
 
 mod finish;
 mod holder;
+mod inherit;
 mod memory;
 mod root;
 mod shared;
@@ -65,6 +66,8 @@ pub(super) struct Build<'a> {
     shared: BTreeMap<u64, File>,
     /// What a lazy restore leaves to be filled later.
     left: Job,
+    /// Memory that tasks have before their address spaces are built.
+    early: BTreeMap<NsPid, inherit::Early>,
 }
 
 impl Build<'_> {

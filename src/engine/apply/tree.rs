@@ -70,6 +70,7 @@ impl Build<'_> {
 
     fn fork(&mut self, parent: NsPid, child: NsPid) -> Result<()> {
         let flags = self.shared_with_parent(parent, child)?;
+        self.before_fork(parent, child)?;
         let any_id = self.plan.tree.helpers.contains(&child)
             && !self
                 .plan
@@ -88,7 +89,7 @@ impl Build<'_> {
                         self.aliases.insert(child, id);
                     }
                     self.live.insert(id, live);
-                    return Ok(());
+                    return self.after_fork(parent, child);
                 }
             }
         }
