@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use harness::*;
-use migrate_support::{Move, send, wait_stopped};
+use migrate_support::{Cgroup, Move, send, wait_stopped};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -397,6 +397,28 @@ fn guards_killed_with_their_end_leave_it_to_resolve() {
     list_says(&m, "there", &["Prepared", "resolve"]);
     resolve(&m, "there", &[], None);
     judge(&m, "both of the receiver", End::Here);
+}
+
+/// As a service manager stops a service, and whatever else kills all at once.
+#[test]
+fn a_kill_of_the_whole_cgroup_of_an_end_does_not_take_its_guards_along() {
+    needs!(root, runc);
+    let mut m = Move::start("mig-kill-cgroup", 4);
+    for (side, point, end) in [
+        (Side::Source, "held", End::Here),
+        (Side::Destination, "rebuilt", End::Here),
+        (Side::Destination, "resumed-said", End::HeldHasRun),
+    ] {
+        m.ends_in = Some(Cgroup::new(&format!("{}-ends", m.container.id)));
+        // Both ends are in it, with runc and its criu: all die at once.
+        let mut still = stop_at(&m, side, point);
+        m.ends_in.as_ref().unwrap().kill();
+        for child in [&mut still.source, &mut still.receiver] {
+            assert!(!child.wait().unwrap().success());
+        }
+        judge(&m, point, end);
+        m.ends_in = None;
+    }
 }
 
 #[test]

@@ -169,6 +169,7 @@ fn a_bundle_with_a_bind_is_denied_by_name_before_anything_is_frozen() {
         container,
         there,
         scratch,
+        ends_in: None,
     };
     let (source, destination) = m.both(&[], &[]);
     assert!(

@@ -6,7 +6,7 @@
 #![allow(missing_docs, missing_debug_implementations)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,62 @@ pub struct Move {
     /// The destination's runc.
     pub there: Runc,
     pub scratch: Scratch,
+    /// Where both ends run, if not where we do; goes last.
+    pub ends_in: Option<Cgroup>,
+}
+
+/// A cgroup for processes of ours: v2, or the freezer's.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    pub fn new(name: &str) -> Self {
+        let tops = [
+            "/sys/fs/cgroup/freezer",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ];
+        let top = tops
+            .iter()
+            .find(|t| Path::new(t).join("cgroup.procs").exists());
+        let dir = Path::new(top.expect("a cgroup hierarchy"))
+            .join("dunlin-tests")
+            .join(name);
+        fs::create_dir_all(&dir).expect("make a cgroup");
+        Self(dir)
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|l| l.parse().ok()).collect()
+    }
+
+    /// Kills all in it, until none is left.
+    pub fn kill(&self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let pids = self.pids();
+            if pids.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "they do not die: {pids:?}");
+            for pid in pids {
+                let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
+        }
+        let end = Instant::now() + PATIENCE;
+        // Dead ones leave it a moment later.
+        while fs::remove_dir(&self.0).is_err() && self.0.exists() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 /// What became of one command.
@@ -68,6 +124,7 @@ impl Move {
             container,
             there,
             scratch,
+            ends_in: None,
         }
     }
 
@@ -98,12 +155,24 @@ impl Move {
         format!("/dunlin-tests/{}-there", self.container.id)
     }
 
+    /// The program, in the cgroup of both ends.
+    fn dunlin(&self) -> Command {
+        let Some(cgroup) = &self.ends_in else {
+            return Command::new(dunlin());
+        };
+        let mut c = Command::new("sh");
+        c.args(["-ec", "echo $$ >\"$0/cgroup.procs\"; exec \"$@\""]);
+        c.arg(&cgroup.0).arg(dunlin());
+        c
+    }
+
     /// The receiver, listening; its token lies in `token`.
     pub fn receive(&self, more: &[&str]) -> (Child, String) {
         let token = self.scratch.join("token");
         let _ = fs::remove_file(&token);
         let log = fs::File::create(self.scratch.join("receive.log")).unwrap();
-        let child = Command::new(dunlin())
+        let child = self
+            .dunlin()
             .args(["receive", "--listen", "127.0.0.1:0", "--wait", "60", "-v"])
             .args(["--cgroups-path", &self.cgroups_there()])
             .arg("--dir")
@@ -134,7 +203,7 @@ impl Move {
     }
 
     pub fn migrate_command(&self, to: &str, more: &[&str]) -> Command {
-        let mut c = Command::new(dunlin());
+        let mut c = self.dunlin();
         c.args(["migrate", &self.container.id, to, "-v"])
             .arg("--token-file")
             .arg(self.scratch.join("token"))

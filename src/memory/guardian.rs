@@ -63,7 +63,7 @@ impl Guardian {
     pub fn start(status: Option<&Path>) -> Result<Self> {
         let status = status.map(append_to).transpose()?;
         let first = guardian::Guardian::start(status)?;
-        cgroup::leave_all(first.pid());
+        cgroup::leave(first.pid());
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let over = EventFd::from_value_and_flags(0, flags).context(|| "eventfd".to_owned())?;
         let shared = Arc::new(Shared {
@@ -147,7 +147,7 @@ impl Shared {
             if let Err(e) = now.again() {
                 return error!("the guardian died, and there is no other: {e}");
             }
-            cgroup::leave_all(now.pid());
+            cgroup::leave(now.pid());
             warn!("the guardian died; {} has taken its place", now.pid());
         }
     }

@@ -41,7 +41,7 @@ impl Guard {
         let line = child.stdin.take();
         // Who kills our control group is not to kill it too.
         if let Ok(pid) = i32::try_from(child.id()) {
-            cgroup::leave_all(HostPid(pid));
+            cgroup::leave(HostPid(pid));
         }
         Ok(Self { child, line })
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::sizes;
+use super::{cgroups, sizes};
 use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
@@ -256,12 +256,13 @@ impl Host for RuncHost {
         json!({
             "runc_root": self.root,
             "top": landed.bundle.parent(),
+            "cgroups_below": cgroups::below(),
             "tasks": self.tasks.iter().map(|(p, t)| (p.0, t)).collect::<Vec<_>>(),
         })
     }
 
     fn begin(&mut self, l: &Landed) -> Result<()> {
-        own_cgroup(l)?;
+        cgroups::alone(&l.bundle, &l.id)?;
         let server = Server::bind(&l.work)?;
         self.landed = Some(l.clone());
         self.child = Some(self.start(l)?);
@@ -369,41 +370,13 @@ impl Host for RuncHost {
                 let _ = c.wait();
             }
         }
-        if let Some(l) = self.landed.take()
-            && let Err(e) = runc::delete(&self.root, &l.id)
-        {
-            warn!("{e}");
+        if let Some(l) = self.landed.take() {
+            if let Err(e) = runc::delete(&self.root, &l.id) {
+                warn!("{e}");
+            }
+            cgroups::remove(&l.bundle, &l.id, &cgroups::below());
         }
     }
-}
-
-/// The container's cgroup here must be its own: runc's criu is put into it too, and
-/// whoever else is in it would be taken for a part of the container.
-fn own_cgroup(l: &Landed) -> Result<()> {
-    let file = l.bundle.join("config.json");
-    let what = || format!("read {}", file.display());
-    let bytes = std::fs::read(&file).context(what)?;
-    let config: Value =
-        serde_json::from_slice(&bytes).map_err(|e| Error::caller(what(), e.to_string()))?;
-    let named = config.pointer("/linux/cgroupsPath").and_then(Value::as_str);
-    let path = named.filter(|p| !p.is_empty()).unwrap_or(&l.id);
-    for mut member in cgroup::own_membership()? {
-        if path.starts_with('/') {
-            member.path = path.to_owned();
-        } else {
-            member.path = format!("{}/{path}", member.path.trim_end_matches('/'));
-        }
-        let Ok(dir) = cgroup::Dir::open(&member) else {
-            continue; // to be made
-        };
-        if let Some(pid) = dir.procs_below()?.first() {
-            return Err(Error::caller(
-                format!("cgroup {} ({})", member.path, member.name),
-                format!("task {pid} is in it already; name another one: --cgroups-path"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Flags that change what user programs may execute; others describe the

@@ -3,6 +3,7 @@
 //! runtime.
 
 mod args;
+mod cgroups;
 mod container;
 mod host;
 mod move_away;

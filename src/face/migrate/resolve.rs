@@ -10,6 +10,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::args::{self, Decision};
+use super::cgroups;
 use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
 use crate::face::{Failure, log, place};
@@ -218,6 +219,9 @@ fn discard(place: &Value, id: &str) -> Result<()> {
             break;
         }
         std::thread::sleep(Duration::from_millis(50));
+    }
+    if let Some(below) = place.get("cgroups_below") {
+        cgroups::remove(&top.join("bundle"), id, below);
     }
     match std::fs::remove_dir_all(&top) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

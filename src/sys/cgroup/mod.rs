@@ -72,14 +72,21 @@ fn parse_membership(text: &str) -> Option<Vec<Member>> {
     Some(all)
 }
 
-/// Moves a process to the root of every hierarchy, where no kill of another
-/// cgroup finds it; false where that is not allowed.
-pub fn leave_all(pid: HostPid) -> bool {
+/// Whether processes of a hierarchy are killed or frozen by it: v2, the one of a
+/// service manager, the freezer. The other v1 ones only count and limit.
+fn ends_processes(name: &str) -> bool {
+    name.is_empty() || name.starts_with("name=") || name.split(',').any(|c| c == "freezer")
+}
+
+/// Moves a process to the root of each hierarchy through which its cgroup might be
+/// killed or frozen; false where that is not allowed.
+pub fn leave(pid: HostPid) -> bool {
     let Ok(members) = membership(pid) else {
         return false;
     };
     let mut all = true;
-    for m in members.iter().filter(|m| m.path != "/") {
+    let at_risk = |m: &&Member| m.path != "/" && ends_processes(&m.name);
+    for m in members.iter().filter(at_risk) {
         if let Err(e) = Dir::root(&m.name).and_then(|root| root.take(pid)) {
             tracing::debug!("process {pid} stays in its cgroup: {e}");
             all = false;
