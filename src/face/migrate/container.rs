@@ -1,14 +1,15 @@
 //! A container of runc, as the source of a migration sees it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::eager::Eager;
 use super::sizes;
-use crate::base::{Error, HostPid, Result, ResultExt};
+use crate::base::{Error, HostPid, Result};
 use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::options::{Dump, Observer, Stage};
@@ -40,6 +41,8 @@ pub(super) struct RuncContainer {
     dump: Dump,
     now: Now,
     place: Place,
+    /// Where pages lie for a moment that go with the images.
+    eager: PathBuf,
     /// Between freeze and hold.
     warm: Option<cgroup::Warm>,
 }
@@ -59,6 +62,7 @@ impl RuncContainer {
             dump,
             now: Now::Running,
             place,
+            eager: Eager::path(id)?,
             warm: None,
         })
     }
@@ -106,6 +110,7 @@ impl Container for RuncContainer {
     fn place(&self) -> Value {
         let mut place = place::to_json(&self.place);
         place["runc_root"] = json!(self.runc.runc_root());
+        place["eager"] = json!(self.eager);
         place
     }
 
@@ -124,8 +129,8 @@ impl Container for RuncContainer {
         let Captured { mut set, pages, .. } = frozen.capture(&self.dump, &mut Quiet)?;
         // Pages that cannot wait go with the images: stacks in use, arguments,
         // what a userfaultfd cannot guard.
-        let eager = EagerDir::new(self.runc.id())?;
-        pages.write(&eager.0, &mut set, true)?;
+        let eager = Eager::make(&self.eager)?;
+        pages.write(&self.eager, &mut set, true)?;
         let mut images: Vec<(String, Vec<u8>)> =
             set.files().map(|(n, b)| (n, b.to_vec())).collect();
         images.extend(eager.files()?);
@@ -191,46 +196,6 @@ impl Container for RuncContainer {
             }
         }
         runc::delete(self.runc.runc_root(), self.runc.id())
-    }
-}
-
-/// A private directory in memory for the few pages that go with the images.
-struct EagerDir(std::path::PathBuf);
-
-impl EagerDir {
-    fn new(id: &str) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let top = if Path::new("/dev/shm").is_dir() {
-            "/dev/shm"
-        } else {
-            "/tmp"
-        };
-        let name = crate::wire::secret::hex(&crate::wire::secret::random::<8>()?);
-        let path = Path::new(top).join(format!("dunlin-{id}-{name}"));
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .context(|| format!("make {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let what = || format!("read {}", self.0.display());
-        let mut out = Vec::new();
-        for e in std::fs::read_dir(&self.0).context(what)? {
-            let e = e.context(what)?;
-            let bytes = std::fs::read(e.path()).context(what)?;
-            out.push((e.file_name().to_string_lossy().into_owned(), bytes));
-        }
-        Ok(out)
-    }
-}
-
-impl Drop for EagerDir {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("remove {}: {e}", self.0.display());
-        }
     }
 }
 

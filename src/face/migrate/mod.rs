@@ -5,6 +5,7 @@
 mod args;
 mod cgroups;
 mod container;
+mod eager;
 mod host;
 mod move_away;
 mod receive;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::args::{self, Decision};
-use super::cgroups;
+use super::{cgroups, eager};
 use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
 use crate::face::{Failure, log, place};
@@ -107,6 +107,9 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
     let id = &s.facts.id;
     let no = |why: &str| Err(Error::caller(format!("resolve {id}"), why.to_owned()));
     let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    if let Ok(dir) = text(place, "eager") {
+        eager::remove(&dir)?;
+    }
     match (s.facts.side, s.phase, decision) {
         (Side::Source, Phase::Prepared | Phase::Aborted, Decision::Journal | Decision::Thaw) => {
             thaw(place, Verdict::NeverGranted)?;
@@ -300,6 +303,7 @@ mod tests {
             port: serde_json::json!({
                 "runc_root": dir.join("runc"), "top": dir.join("top"),
                 "hierarchy": "freezer", "cgroup": "/no-such/dunlin-hold", "origins": [],
+                "eager": dir.join("eager"),
             }),
         };
         let mut j = Journal::create(dir, facts).unwrap();
@@ -327,6 +331,17 @@ mod tests {
             let e = settle(j2, &s, d).unwrap_err().to_string();
             assert!(e.contains("resolve-test"), "{e}");
         }
+    }
+
+    #[test]
+    fn pages_that_a_killed_capture_left_in_memory_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let eager = dir.path().join("eager");
+        std::fs::create_dir(&eager).unwrap();
+        std::fs::write(eager.join("pages-1.img"), [1; 4096]).unwrap();
+        let (j, s) = story(dir.path(), Side::Source, &[]);
+        settle(j, &s, Decision::Journal).unwrap();
+        assert!(!eager.exists());
     }
 
     #[test]
