@@ -10,7 +10,8 @@ use std::process::Command;
 
 use harness::*;
 
-/// `argv[1]` is a file of four pages of the letter `f`.
+/// `argv[1]` is a file of four pages of the letter `f`; with `argv[2]` it has guard
+/// pages in shared memory as well, which CRIU does not carry.
 const PROGRAM: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -23,7 +24,7 @@ const PROGRAM: &str = r#"
 #include <unistd.h>
 
 enum { P = 4096, RW = PROT_READ | PROT_WRITE, ANON = MAP_PRIVATE | MAP_ANONYMOUS };
-enum { GUARD_INSTALL = 102 };
+enum { GUARD_INSTALL = 102, GUARD_REMOVE = 103 };
 static int bad;
 static void must(int ok, const char *what)
 {
@@ -71,6 +72,12 @@ int main(int argc, char **argv)
     char *shared = map(8 * P, RW, MAP_SHARED | MAP_ANONYMOUS, -1);
     memset(shared + P, 'x', 2 * P);
     char *twin = mremap(shared, 0, 8 * P, MREMAP_MAYMOVE);
+    char *shguard = map(4 * P, RW, MAP_SHARED | MAP_ANONYMOUS, -1);
+    memset(shguard, 'G', 4 * P);
+    int shguarded = argc > 2 && madvise(shguard + P, P, GUARD_INSTALL) == 0;
+    char *shlocked = map(4 * P, RW, MAP_SHARED | MAP_ANONYMOUS, -1);
+    memset(shlocked + P, 'L', 2 * P);
+    mlock(shlocked, 4 * P);
     char *wiped = map(P, RW, ANON, -1);
     *wiped = 'w';
     madvise(wiped, P, MADV_WIPEONFORK);
@@ -114,6 +121,11 @@ int main(int argc, char **argv)
     shfile[3 * P] = 'S';
     must(pread(fd, &c, 1, 3 * P) == 1 && c == 'S', "shared file memory reaches the file");
     must(all(shared, P, 0) && all(shared + P, 2 * P, 'x'), "shared memory");
+    must(!shguarded || dies(shguard + P), "a guard page in shared memory must kill");
+    must(all(shguard, P, 'G') && all(shguard + 2 * P, 2 * P, 'G'), "shared pages beside a guard");
+    if (shguarded) madvise(shguard + P, P, GUARD_REMOVE);
+    must(all(shguard + P, P, 'G'), "what a guard page hid");
+    must(all(shlocked, P, 0) && all(shlocked + P, 2 * P, 'L'), "locked shared memory");
     shared[5 * P] = 'y';
     must(twin[5 * P] == 'y' && twin[P] == 'x', "two mappings of one shared memory");
     must(*wiped == 'w' && *unforked == 'u' && *locked == 'l', "advised and locked memory");
@@ -161,25 +173,41 @@ fn areas(pid: i32) -> BTreeMap<String, Vec<String>> {
     found
 }
 
-fn comes_back(name: &str, criu_made: bool) {
+/// Who made the image, and how it comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Ours,
+    OursLazily,
+    MadeByCriu,
+}
+
+fn comes_back(name: &str, how: How) {
     let scratch = Scratch::new(name);
     let file = scratch.join("file");
     fs::write(&file, [b'f'; 4 * 4096]).unwrap();
-    let bare = Bare::start(
-        &scratch,
-        Command::new(compile("memory-kinds", PROGRAM)).arg(&file),
-    );
+    let mut command = Command::new(compile("memory-kinds", PROGRAM));
+    command.arg(&file);
+    if how != How::MadeByCriu {
+        command.arg("more");
+    }
+    let bare = Bare::start(&scratch, &mut command);
     let mut before = areas(bare.pid());
-    if criu_made {
+    if how == How::MadeByCriu {
         bare.dump_by_criu();
     } else {
         bare.dump();
     }
-    bare.restore(&[]);
+    let server = (how == How::OursLazily).then(|| bare.lazy_pages());
+    bare.restore(if server.is_some() {
+        &["--lazy-pages"]
+    } else {
+        &[]
+    });
     let mut now = areas(bare.pid());
     // CRIU writes into the text of what it dumps: such a page was changed, and
-    // an area that was written to is accounted.
-    if criu_made {
+    // an area that was written to is accounted. And the kernel does not account what
+    // is protected before it has a page, as when all pages follow.
+    if how != How::Ours {
         for area in [&mut before, &mut now]
             .into_iter()
             .flat_map(|a| a.iter_mut())
@@ -190,16 +218,25 @@ fn comes_back(name: &str, criu_made: bool) {
     assert_eq!(before, now);
     bare.ask();
     assert_eq!(bare.says("right"), "ready\nright\n");
+    if let Some(server) = server {
+        server.wait_gone(PATIENCE);
+    }
 }
 
 #[test]
 fn every_kind_of_memory_comes_back_as_it_was() {
     needs!(root, gcc);
-    comes_back("memory-kinds", false);
+    comes_back("memory-kinds", How::Ours);
+}
+
+#[test]
+fn every_kind_of_memory_is_as_it_was_when_it_has_followed() {
+    needs!(root, gcc);
+    comes_back("memory-kinds-lazy", How::OursLazily);
 }
 
 #[test]
 fn crossed_every_kind_of_memory_comes_back_out_of_an_image_that_criu_made() {
     needs!(root, gcc, crossed);
-    comes_back("memory-kinds-crossed", true);
+    comes_back("memory-kinds-crossed", How::MadeByCriu);
 }

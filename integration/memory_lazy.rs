@@ -164,14 +164,7 @@ fn crossed_memory_follows_out_of_an_image_that_criu_made() {
 
 /// Restores it with our `lazy-pages` command beside.
 fn served_by_command(bare: &Bare) {
-    let pidfile = bare.work.join("pid");
-    must(
-        bare.command("lazy-pages")
-            .args(["-d", "--pidfile"])
-            .arg(&pidfile),
-    );
-    wait_file(&pidfile, PATIENCE, |text| !text.is_empty());
-    let server = Proc::of(fs::read_to_string(&pidfile).unwrap().parse().unwrap()).unwrap();
+    let server = bare.lazy_pages();
     bare.restore(&["--lazy-pages"]);
     bare.ask();
     bare.says("turn 1");

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::{PATIENCE, Scratch, criu, criu_dir, descendants, must, wait_file};
+use super::{PATIENCE, Proc, Scratch, criu, criu_dir, descendants, must, wait_file};
 
 /// See the head of this file. Killed with its children when dropped.
 #[derive(Debug)]
@@ -114,6 +114,15 @@ impl Bare {
     /// Brings it back.
     pub fn restore(&self, more: &[&str]) {
         must(self.command("restore").arg("-d").args(more));
+    }
+
+    /// Our `lazy-pages`, ready in the background.
+    pub fn lazy_pages(&self) -> Proc {
+        let pidfile = self.work.join("lazy-pages.pid");
+        let mut command = self.command("lazy-pages");
+        must(command.args(["-d", "--pidfile"]).arg(&pidfile));
+        let pid = wait_file(&pidfile, PATIENCE, |text| !text.is_empty());
+        Proc::of(pid.trim().parse().expect("a pid")).expect("it serves")
     }
 
     /// The CRIU to compare with brings it back.
