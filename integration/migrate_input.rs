@@ -112,6 +112,62 @@ fn a_disk_that_is_full_after_all_has_landed_does_not_undo_what_runs() {
     m.delete_there();
 }
 
+/// No room for another line of the journal on that side.
+fn fill_journal(m: &Move, small: &Small, side: &str) {
+    small.fill();
+    // The rest of its last page, too.
+    let name = m.journals(side).into_iter().find(|n| n != "filler");
+    let path = m.state(side).join(name.unwrap());
+    let mut journal = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let len = fs::metadata(&path).unwrap().len();
+    let rest = usize::try_from(len.next_multiple_of(4096) - len).unwrap();
+    journal.write_all(&vec![b' '; rest]).unwrap();
+}
+
+#[test]
+fn a_journal_that_is_full_after_the_commit_does_not_stop_what_runs() {
+    needs!(root, runc);
+    for side in ["here", "there"] {
+        let m = Move::start("mig-full-tale", 4);
+        let small = Small::mount(&m.state(side), 1);
+        let fill = || fill_journal(&m, &small, side);
+        let (source, receiver) = match side {
+            "here" => m.with_source_at("grant-sent", fill),
+            _ => m.with_receiver_at("running", fill),
+        };
+        assert!(source.ok && receiver.ok, "{side}: {source:?} {receiver:?}");
+        let text = [source.text, receiver.text].concat();
+        assert!(text.contains("No space left on device"), "{side}: {text}");
+        m.goes_on_there(side);
+        assert_eq!(m.journals(side), ["filler"], "{side}");
+        m.delete_there();
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_no_commit() {
+    needs!(root, runc);
+    let m = Move::start("mig-full-journal", 4);
+    for side in ["here", "there"] {
+        let small = Small::mount(&m.state(side), 1);
+        let fill = || fill_journal(&m, &small, side);
+        let (source, receiver) = match side {
+            "here" => m.with_source_at("ready", fill),
+            _ => m.with_receiver_at("rebuilt", fill),
+        };
+        assert!(
+            !source.ok && !receiver.ok,
+            "{side}: {source:?} {receiver:?}"
+        );
+        let words = format!("journal {}", m.state(side).display());
+        for w in [words.as_str(), "No space left on device"] {
+            assert!(source.text.contains(w), "{side}: {w}: {}", source.text);
+        }
+        fs::remove_file(m.state(side).join("filler")).unwrap();
+        nothing_left(&m, side);
+    }
+}
+
 #[test]
 fn an_id_that_is_taken_there_is_refused_by_name() {
     needs!(root, runc);

@@ -379,6 +379,24 @@ fn whoever_restores_is_killed_after_the_resume_and_nothing_is_lost_unsaid() {
 }
 
 #[test]
+fn whoever_restores_is_killed_in_the_resume_and_nobody_assumes_anything() {
+    needs!(root, runc);
+    let m = Move::start("mig-kill-resume", 4);
+    let still = stop_at(&m, Side::Destination, "rebuilt");
+    let criu = children(still.receiver.id(), "criu swrk")[0];
+    // It is granted the resume, and dies before it says that it did.
+    send(criu, Signal::SIGSTOP);
+    send(still.receiver.id(), Signal::SIGCONT);
+    until("granted", || m.list("there").contains("Resuming"));
+    send(criu, Signal::SIGKILL);
+    let source = m.end(still.source, "migrate.log");
+    let receiver = m.end(still.receiver, "receive.log");
+    assert!(!source.ok && !receiver.ok, "{source:?}");
+    assert!(source.text.contains("dunlin resolve") && receiver.text.contains("may have run"));
+    judge(&m, "in the resume", End::HeldMayHaveRun);
+}
+
+#[test]
 fn guards_killed_with_their_end_leave_it_to_resolve() {
     needs!(root, runc);
     let m = Move::start("mig-kill-guards", 4);

@@ -128,7 +128,7 @@ impl Move {
         }
     }
 
-    fn state(&self, side: &str) -> PathBuf {
+    pub fn state(&self, side: &str) -> PathBuf {
         self.scratch.join(format!("state-{side}"))
     }
 
@@ -232,9 +232,15 @@ impl Move {
     pub fn with_receiver_at(&self, point: &str, meanwhile: impl FnOnce()) -> (Ended, Ended) {
         let (mut r, at) = self.receive(&["--pause-at", point]);
         let m = self.migrate(&at, &[]);
-        wait_stopped(&mut r);
-        meanwhile();
-        send(r.id(), Signal::SIGCONT);
+        go_on_after(&mut r, meanwhile);
+        (self.end(m, "migrate.log"), self.end(r, "receive.log"))
+    }
+
+    /// The same with the source.
+    pub fn with_source_at(&self, point: &str, meanwhile: impl FnOnce()) -> (Ended, Ended) {
+        let (r, at) = self.receive(&["--patience", "2"]);
+        let mut m = self.migrate(&at, &["--pause-at", point]);
+        go_on_after(&mut m, meanwhile);
         (self.end(m, "migrate.log"), self.end(r, "receive.log"))
     }
 
@@ -342,6 +348,12 @@ impl Move {
                 .args(["delete", "--force", &self.container.id]),
         );
     }
+}
+
+fn go_on_after(child: &mut Child, meanwhile: impl FnOnce()) {
+    wait_stopped(child);
+    meanwhile();
+    send(child.id(), Signal::SIGCONT);
 }
 
 /// Waits until the process has stopped itself at a point.

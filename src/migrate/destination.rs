@@ -359,9 +359,9 @@ impl Job<'_> {
     /// is told.
     fn give_up(&mut self, control: Option<Control>, e: Error) -> Error {
         self.host.discard();
-        if let Err(j) = self.journal.advance(Phase::Aborted) {
-            return e.within(format!("and the journal could not be written ({j})"));
-        }
+        // As true, and may be said, if it cannot be written: what stays Prepared is
+        // discarded, never resumed, by whoever finds it.
+        self.journal.tell(Phase::Aborted);
         if let Some(mut c) = control {
             c.part(Kind::Aborted, &e);
         }
@@ -373,9 +373,9 @@ impl Job<'_> {
     /// source must have heard that it was refused, on this connection or another.
     fn give_up_ready(mut self, control: Control, e: Error) -> Error {
         self.host.discard();
-        if let Err(j) = self.journal.advance(Phase::Aborted) {
-            return e.within(format!("and the journal could not be written ({j})"));
-        }
+        // As true, and may be said, if it cannot be written: what stays Prepared is
+        // discarded, never resumed, by whoever finds it.
+        self.journal.tell(Phase::Aborted);
         let until = Instant::now() + self.o.patience;
         let mut next = Some(control);
         while let Some(mut c) = next {

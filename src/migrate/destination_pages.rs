@@ -52,7 +52,7 @@ pub(super) fn serve(
     for lane in std::mem::take(&mut job.early) {
         attach(&mut job, &mut tasks, lane, &serving);
     }
-    job.journal.advance(Phase::Resumed)?;
+    job.journal.tell(Phase::Resumed);
     let mut control = Some(control);
     say_resumed(&job, &mut control, 1);
     job.o.probe.at("resumed-said");
@@ -236,7 +236,7 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
         }
         return Err(e);
     }
-    job.journal.advance(Phase::Complete)?;
+    job.journal.tell(Phase::Complete);
     job.o.probe.at("all-pages");
     let a = job.remote.arrived();
     for (name, value) in [

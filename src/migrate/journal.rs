@@ -13,6 +13,9 @@
 //!                  \-> Aborted
 //! ```
 //!
+//! Resumed and Complete are told for people: who cannot write them goes on, for
+//! stopping there would lose what runs (so Complete may follow without Resumed).
+//!
 //! The owner holds an flock(2) on the file: while it does, nobody else settles.
 
 use std::fs::{self, File, OpenOptions};
@@ -23,6 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::base::{Blame, Error, Result, ResultExt};
 
@@ -68,11 +72,15 @@ impl Phase {
         match side {
             Side::Source => matches!(
                 (self, to),
-                (Prepared, Granted | Aborted) | (Granted, Resumed | Aborted) | (Resumed, Complete)
+                (Prepared, Granted | Aborted)
+                    | (Granted, Resumed | Aborted | Complete)
+                    | (Resumed, Complete)
             ),
             Side::Destination => matches!(
                 (self, to),
-                (Prepared, Resuming | Aborted) | (Resuming, Resumed) | (Resumed, Complete)
+                (Prepared, Resuming | Aborted)
+                    | (Resuming, Resumed | Complete)
+                    | (Resumed, Complete)
             ),
         }
     }
@@ -270,6 +278,14 @@ impl Journal {
         self.sync()?;
         self.phase = to;
         Ok(())
+    }
+
+    /// As [`Journal::advance`], for what is true and changes nothing if it is not
+    /// written.
+    pub fn tell(&mut self, to: Phase) {
+        if let Err(e) = self.advance(to) {
+            warn!("{e}");
+        }
     }
 
     /// Records something for the one who may have to settle; not fsynced, since

@@ -73,10 +73,7 @@ pub trait Keeper {
     fn granted(&mut self) -> Result<()>;
 
     /// The client says that its tree goes on.
-    ///
-    /// # Errors
-    /// It could not be written down.
-    fn resumed(&mut self) -> Result<()>;
+    fn resumed(&mut self);
 }
 
 /// How serving ended.
@@ -197,7 +194,7 @@ fn one_epoch(
     let mut control = Control::again(rt.clone(), control, Side::Source, State::Granted);
     let f = control.hear(RESTORE)?;
     match f.kind {
-        Kind::Resumed => keeper.resumed()?,
+        Kind::Resumed => keeper.resumed(),
         Kind::Aborted => {
             // Whether it hears that it was heard changes nothing here.
             let _ = control.say(Kind::Forget, &Step::default());

@@ -272,9 +272,7 @@ impl Job<'_> {
         ) {
             control.part(Kind::Abort, &e);
         }
-        if let Err(j) = self.journal.advance(Phase::Aborted) {
-            warn!("{j}");
-        }
+        self.journal.tell(Phase::Aborted);
         if let Err(j) = std::fs::remove_file(self.journal.path()) {
             warn!("remove journal: {j}");
         }

@@ -149,7 +149,7 @@ fn epoch_run(
     }
     job.figures(&first.body);
     if job.journal.phase() == Phase::Granted {
-        job.journal.advance(Phase::Resumed)?;
+        job.journal.tell(Phase::Resumed);
     }
     job.o.probe.at("resumed");
     let Some(Lanes { fault, bulk }) = lanes.take() else {
@@ -281,7 +281,7 @@ fn finish(
     ] {
         *field = r.destination.get(name).copied().unwrap_or(0);
     }
-    job.journal.advance(Phase::Complete)?;
+    job.journal.tell(Phase::Complete);
     job.o.probe.at("complete");
     job.c.finish(Verdict::Superseded)?;
     job.o.probe.at("killed");

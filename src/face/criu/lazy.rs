@@ -187,18 +187,17 @@ impl Keeper for Tree {
         }
     }
 
-    fn resumed(&mut self) -> Result<()> {
+    fn resumed(&mut self) {
         if self.journal.phase() == Phase::Granted {
-            self.journal.advance(Phase::Resumed)?;
+            self.journal.tell(Phase::Resumed);
         }
-        Ok(())
     }
 }
 
 impl Tree {
     /// Its copy has everything.
     fn end(mut self) -> Result<()> {
-        self.journal.advance(Phase::Complete)?;
+        self.journal.tell(Phase::Complete);
         if let Some(hold) = self.hold {
             hold.kill(Verdict::Superseded).map_err(|both| both.1)?;
         }
@@ -219,7 +218,7 @@ impl Tree {
                 "and the tree could not be let go ({e}), see dunlin resolve {id}"
             )));
         }
-        self.journal.advance(Phase::Aborted)?;
+        self.journal.tell(Phase::Aborted);
         self.journal.settle()?;
         Err(why)
     }
