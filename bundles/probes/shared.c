@@ -2,7 +2,7 @@
  *
  * shared [MiB [plain]]
  *                fills MiB (default 16) of shared anonymous memory, and a quarter
- *                of that whose tail nobody maps (all of it mapped if "plain");
+ *                of that from /dev/zero, whose tail nobody maps (unless "plain");
  *                a child sees the first at another address; "ready"
  * SIGUSR1        each throws parts away (madvise DONTNEED and REMOVE), forks,
  *                moves, unmaps, grows, writes; parent and child check everything;
@@ -10,6 +10,7 @@
  * What is wrong  "wrong WHO WHAT", exit code 1
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -180,7 +181,10 @@ int main(int argc, char **argv) {
 	pages = (argc > 1 ? strtoul(argv[1], NULL, 10) : 16) * 256;
 	quarter = pages / 4;
 	setsid();
-	uint64_t *a = map(pages, MAP_SHARED), *b = map(quarter, MAP_SHARED);
+	uint64_t *a = map(pages, MAP_SHARED);
+	int zero = open("/dev/zero", O_RDWR);
+	uint64_t *b = must(mmap(NULL, quarter * PAGE, RW, MAP_SHARED, zero, 0), "/dev/zero");
+	close(zero);
 	uint64_t *hidden = map(1, MAP_SHARED);
 	for (size_t i = 0; i < pages; i++)
 		write_page(page(a, i), i);

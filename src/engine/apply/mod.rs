@@ -17,6 +17,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -63,7 +64,7 @@ pub(super) struct Build<'a> {
     service: RawFd,
     /// Free in every task: the loop, then room to park the vDSO.
     hole: PageRange,
-    shared: BTreeMap<u64, File>,
+    shared: BTreeMap<u64, Arc<File>>,
     /// What a lazy restore leaves to be filled later.
     left: Job,
     /// Memory that tasks have before their address spaces are built.

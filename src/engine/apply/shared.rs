@@ -6,6 +6,7 @@
 //! userfaultfd, and would find holes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Build;
 use super::memory::fill_file;
@@ -38,7 +39,7 @@ impl Build<'_> {
         let none = Touched::default();
         for (&number, memory) in &self.plan.shared {
             let what = || format!("shared memory {number}");
-            let file = shmem::anonymous(memory.len)?;
+            let file = Arc::new(shmem::anonymous(memory.len)?);
             let id = u32::try_from(number).unwrap_or(u32::MAX);
             let (now, needed) = if self.lazy && memory.can_be_lazy {
                 divide(memory, touched.get(&number).unwrap_or(&none)).context(what)?
@@ -49,7 +50,7 @@ impl Build<'_> {
                 fill_file(self.pages, &file, Object::Shared(id), run).context(what)?;
             }
             if !needed.is_empty() {
-                let file = file.try_clone().context(what)?;
+                let file = Arc::clone(&file);
                 self.left.shared.push(LazyShared { id, file, needed });
             }
             self.shared.insert(number, file);

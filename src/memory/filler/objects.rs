@@ -16,7 +16,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::futimens;
@@ -41,7 +41,7 @@ pub struct LazyShared {
     /// Its number in images.
     pub id: u32,
     /// The object itself, open for reading and writing.
-    pub file: File,
+    pub file: Arc<File>,
     /// Pages that must come, by byte offset, mapped or not.
     pub needed: Vec<PageRange>,
 }
@@ -49,13 +49,13 @@ pub struct LazyShared {
 /// See the head of this file.
 #[derive(Debug)]
 pub(super) struct SharedObject {
-    file: File,
+    file: Arc<File>,
     /// Where somebody may still be about to punch a hole.
     suspect: Option<PageRange>,
 }
 
 impl SharedObject {
-    pub(super) fn new(file: File) -> Result<Self> {
+    pub(super) fn new(file: Arc<File>) -> Result<Self> {
         let object = Self {
             file,
             suspect: None,

@@ -57,7 +57,8 @@ fn handler_process() {
             child.pid(),
             range.end()
         ))
-        .unwrap(),
+        .unwrap()
+        .into(),
         needed: vec![PageRange::with_pages(0, pages).unwrap()],
     };
     let space = LazySpace {

@@ -56,7 +56,7 @@ impl World {
     fn lazy(&self) -> LazyShared {
         LazyShared {
             id: 4,
-            file: self.file.try_clone().unwrap(),
+            file: Arc::new(self.file.try_clone().unwrap()),
             needed: vec![PageRange::with_pages(0, PAGES).unwrap()],
         }
     }

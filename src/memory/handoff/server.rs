@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{
@@ -105,7 +106,7 @@ impl Session {
                     let needed: Result<_> = runs.into_iter().map(range).collect();
                     job.shared.push(LazyShared {
                         id,
-                        file: file.into(),
+                        file: Arc::new(file.into()),
                         needed: needed?,
                     });
                 }
