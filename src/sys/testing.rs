@@ -258,12 +258,14 @@ fn serve(socket: RawFd, keep: &[RawFd; FORKS]) -> ! {
     // SAFETY: descriptors are closed by number; nothing in this process uses
     // them again, as it never returns to the code that owns them.
     unsafe {
-        for fd in 0..1024 {
-            if fd > 2 && fd != socket && !keep.contains(&fd) {
+        // Other tests beside may have opened any number.
+        let last = keep.iter().fold(socket, |last, fd| last.max(*fd));
+        for fd in 3..last {
+            if fd != socket && !keep.contains(&fd) {
                 libc::close(fd);
             }
         }
-        libc::close_range(1024, u32::MAX, 0);
+        libc::close_range(last as u32 + 1, u32::MAX, 0);
     }
     obey(socket)
 }
