@@ -103,8 +103,14 @@ fn a_full_disk_there_is_said_and_the_container_goes_on_here() {
 
 #[test]
 fn a_disk_that_is_full_after_all_has_landed_does_not_undo_what_runs() {
-    needs!(root, runc);
-    let m = Move::start("mig-full-late", 4);
+    needs!(root, runc, gcc);
+    // A program that writes nothing: the disk is full for it, too.
+    let m = Move::of(
+        "mig-full-late",
+        &sample("spin"),
+        &["/bin/spin", "4"],
+        |_| (),
+    );
     let small = Small::mount(&m.scratch.join("in"), 64);
     let (source, receiver) = m.with_receiver_at("state-landed", || small.fill());
     assert!(source.ok && receiver.ok, "{source:?} {receiver:?}");
