@@ -430,6 +430,9 @@ fn a_kill_of_the_whole_cgroup_of_an_end_does_not_take_its_guards_along() {
         m.ends_in = Some(Cgroup::new(&format!("{}-ends", m.container.id)));
         // Both ends are in it, with runc and its criu: all die at once.
         let mut still = stop_at(&m, side, point);
+        if end == End::HeldHasRun {
+            until("the source knows", || m.list("here").contains("Resumed"));
+        }
         m.ends_in.as_ref().unwrap().kill();
         for child in [&mut still.source, &mut still.receiver] {
             assert!(!child.wait().unwrap().success());
