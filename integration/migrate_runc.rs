@@ -182,3 +182,87 @@ fn a_bundle_with_a_bind_is_denied_by_name_before_anything_is_frozen() {
     assert!(m.landed().is_empty());
     assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
 }
+
+/// A script that notes its stage, and whether the container's init is there and
+/// stopped; it fails at the stage that the file `fail` names.
+fn script(m: &Move, side: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = m.scratch.path().display();
+    let path = m.scratch.join(format!("script-{side}"));
+    let text = format!(
+        r#"#!/bin/sh
+state=gone
+[ ! -e "/proc/$CRTOOLS_INIT_PID" ] || read -r _ _ state _ <"/proc/$CRTOOLS_INIT_PID/stat"
+case $state in t) state=stopped ;; R | S) state=runs ;; esac
+echo "$CRTOOLS_SCRIPT_ACTION $state" >>"{dir}/told-{side}"
+[ "$CRTOOLS_SCRIPT_ACTION" != "$(cat "{dir}/fail" 2>/dev/null)" ]
+"#
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+fn told(m: &Move, side: &str) -> Vec<String> {
+    let path = m.scratch.join(format!("told-{side}"));
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let _ = std::fs::remove_file(path);
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn action_scripts_are_told_on_both_sides_and_one_that_fails_stops_the_move() {
+    needs!(root, runc);
+    let m = Move::start("mig-scripts", 4);
+    let (here, there) = (script(&m, "here"), script(&m, "there"));
+    std::fs::write(m.scratch.join("fail"), "network-lock").unwrap();
+    let (source, _) = m.both(&["--action-script", &there], &["--action-script", &here]);
+    assert!(
+        !source.ok && source.text.contains("script-here at network-lock"),
+        "{}",
+        source.text
+    );
+    m.goes_on_here("after a script failed");
+    let stages = [
+        "pre-dump runs",
+        "network-lock stopped",
+        "network-unlock runs",
+    ];
+    assert_eq!(told(&m, "here"), stages);
+    assert_eq!(told(&m, "there"), [""; 0]);
+    assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
+
+    std::fs::remove_file(m.scratch.join("fail")).unwrap();
+    let (source, receiver) = m.both(&["--action-script", &there], &["--action-script", &here]);
+    assert!(
+        source.ok && receiver.ok,
+        "{}\n{}",
+        source.text,
+        receiver.text
+    );
+    m.goes_on_there("with scripts");
+    assert_eq!(told(&m, "here"), stages[..2]);
+    assert_eq!(
+        told(&m, "there"),
+        ["network-unlock runs", "post-resume runs"]
+    );
+}
+
+#[test]
+fn what_a_script_has_locked_is_unlocked_when_the_source_is_killed() {
+    needs!(root, runc);
+    let m = Move::start("mig-unlock", 4);
+    let here = script(&m, "here");
+    let (receiver, at) = m.receive(&[]);
+    let mut source = m.migrate(&at, &["--action-script", &here, "--pause-at", "held"]);
+    wait_file(&m.scratch.join("migrate.log"), PATIENCE, |t| {
+        t.contains("held")
+    });
+    source.kill().unwrap();
+    source.wait().unwrap();
+    wait_file(&m.scratch.join("told-here"), PATIENCE, |t| {
+        t.contains("network-unlock")
+    });
+    m.goes_on_here("after the guard settled it");
+    assert!(!m.end(receiver, "receive.log").ok);
+}

@@ -41,6 +41,8 @@ Moves a running runc container to the host where `dunlin receive` listens.
   --patience SECONDS   how long a lost link is tried again after the switch (60)
   --max-pause SECONDS  how long the container may stand still before it goes on
                        here (30)
+  --action-script FILE run at pre-dump and network-lock, and at network-unlock if
+                       the container goes on here after all
   --tcp-established, --file-locks, --ext-unix-sk
                        carry these too; the receiver must say so as well
   --root DIR           runc's (/run/runc)
@@ -64,6 +66,7 @@ Waits for one container, puts it into DIR/ID, and lets runc run it.
                        what a bundle may have beyond the default, one by one
   --host-namespace SORT
                        it may live in this host's: pid, network, ipc, uts, mount
+  --action-script FILE run at network-unlock and post-resume, when it runs
   --tcp-established, --file-locks, --ext-unix-sk
                        take these too
   --root DIR           runc's (/run/runc)

@@ -11,6 +11,7 @@ mod inspect;
 mod log;
 mod migrate;
 mod place;
+mod scripts;
 
 use std::ffi::OsString;
 use std::path::Path;

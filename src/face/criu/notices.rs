@@ -2,22 +2,21 @@
 //! scripts, in CRIU's order and with CRIU's names.
 
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
-use std::process::Command;
 
-use tracing::{debug, error, info};
+use tracing::{error, info};
 
 use super::connection::Connection;
 use super::dirs::Dir;
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::options::{Observer, Stage};
+use crate::face::scripts::Scripts;
 use crate::image::records::rpc::{CriuNotify, CriuReqType, CriuResp};
 
 /// Sends notices and waits for the answers.
 #[derive(Debug)]
 pub(crate) struct Notices<'a> {
     rpc: Option<&'a Connection>,
-    scripts: Vec<PathBuf>,
+    scripts: Scripts,
     images: Dir,
     /// The tasks have a network namespace, or any namespace, of their own.
     own_network: bool,
@@ -29,11 +28,9 @@ pub(crate) struct Notices<'a> {
 impl<'a> Notices<'a> {
     /// Tells `rpc`, if it asked for notices, and runs `scripts` (as typed).
     pub(crate) fn new(rpc: Option<&'a Connection>, scripts: &[String], images: Dir) -> Self {
-        // The script that was named last runs first.
-        let scripts = scripts.iter().rev().map(PathBuf::from).collect();
         Self {
             rpc,
-            scripts,
+            scripts: Scripts::typed(scripts),
             images,
             own_network: true,
             own_namespaces: true,
@@ -106,27 +103,9 @@ impl<'a> Notices<'a> {
         Ok(())
     }
 
-    /// Runs all scripts, also after one that failed; the first failure counts.
     fn run(&mut self, name: &str, root: Option<HostPid>) -> Result<()> {
-        let mut first = Ok(());
-        for script in &self.scripts {
-            debug!("action script {} {name}", script.display());
-            let mut command = Command::new(script);
-            command
-                .env("CRTOOLS_SCRIPT_ACTION", name)
-                .env("CRTOOLS_IMAGE_DIR", self.images.path_for_children());
-            if let Some(root) = root {
-                command.env("CRTOOLS_INIT_PID", root.to_string());
-            }
-            let context = || format!("action script {} at {name}", script.display());
-            let result = match command.status().context(context) {
-                Ok(status) if status.success() => Ok(()),
-                Ok(status) => Err(Error::caller(context(), status.to_string())),
-                Err(e) => Err(e),
-            };
-            first = first.and(result);
-        }
-        first
+        let images = self.images.path_for_children().into();
+        self.scripts.run(name, root, Some(images))
     }
 }
 

@@ -143,6 +143,8 @@ pub(super) struct Session {
     pub(super) plain: bool,
     pub(super) patience: Duration,
     pub(super) carried: Carried,
+    /// Action scripts, as typed.
+    pub(super) scripts: Vec<PathBuf>,
     pub(super) probe: Probe,
     /// The points that this end has.
     points: &'static [&'static str],
@@ -156,6 +158,7 @@ impl Session {
             plain: false,
             patience: Duration::from_secs(60),
             carried: Carried::default(),
+            scripts: Vec::new(),
             probe: Probe::default(),
             points,
         }
@@ -166,6 +169,11 @@ impl Session {
             "token-file" => self.token_file = Some(path(p)?),
             "plain" => self.plain = true,
             "patience" => self.patience = seconds(p)?,
+            "action-script" => {
+                // A later process, somewhere else, may have to run it.
+                let file = std::path::absolute(path(p)?).context(|| format!("--{flag}"))?;
+                self.scripts.push(file);
+            }
             "pause-at" => {
                 let point = text(p)?;
                 if !self.points.contains(&point.as_str()) {

@@ -14,17 +14,35 @@ use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::options::{Dump, Observer, Stage};
 use crate::face::place;
+use crate::face::scripts::Scripts;
 use crate::migrate::ports::{Capture, Container};
 use crate::runtime::runc;
 use crate::sys::{cgroup, procfs};
 use crate::wire::message::Offer;
 
-/// Nobody has to be told: network locks are a matter of hooks.
-struct Quiet;
+/// The operator's scripts on the source. A network that one has locked is unlocked
+/// again if the container goes on here; not if it has moved.
+struct Told {
+    scripts: Scripts,
+    root: HostPid,
+    locked: bool,
+}
 
-impl Observer for Quiet {
-    fn at(&mut self, _stage: Stage, _root: Option<HostPid>) -> Result<()> {
-        Ok(())
+impl Observer for Told {
+    fn at(&mut self, stage: Stage, _root: Option<HostPid>) -> Result<()> {
+        // Also if it fails: it may have done a part.
+        self.locked |= stage == Stage::NetworkLock;
+        self.scripts.run(stage.name(), Some(self.root), None)
+    }
+}
+
+impl Told {
+    fn goes_on(&mut self) {
+        if std::mem::take(&mut self.locked)
+            && let Err(e) = self.at(Stage::NetworkUnlock, None)
+        {
+            tracing::error!("{e}");
+        }
     }
 }
 
@@ -45,6 +63,7 @@ pub(super) struct RuncContainer {
     eager: PathBuf,
     /// Between freeze and hold.
     warm: Option<cgroup::Warm>,
+    told: Told,
 }
 
 impl RuncContainer {
@@ -52,12 +71,17 @@ impl RuncContainer {
     ///
     /// # Errors
     /// It does not run, or cannot be read.
-    pub(super) fn load(root: &Path, id: &str) -> Result<Self> {
+    pub(super) fn load(root: &Path, id: &str, scripts: &[PathBuf]) -> Result<Self> {
         let runc = runc::Container::load(root, id)?;
         let dump = runc.dump()?;
         // Known before the freeze, so that a guard can find what we leave.
         let place = Place::of(runc.init())?;
         Ok(Self {
+            told: Told {
+                scripts: Scripts::typed(scripts),
+                root: runc.init(),
+                locked: false,
+            },
             runc,
             dump,
             now: Now::Running,
@@ -111,10 +135,13 @@ impl Container for RuncContainer {
         let mut place = place::to_json(&self.place);
         place["runc_root"] = json!(self.runc.runc_root());
         place["eager"] = json!(self.eager);
+        place["init"] = json!(self.runc.init().0);
+        place["scripts"] = json!(self.told.scripts.in_order());
         place
     }
 
     fn freeze(&mut self) -> Result<Instant> {
+        self.told.at(Stage::PreDump, None)?;
         self.warm = cgroup::Warm::start();
         let frozen = dump::freeze(&self.dump)?;
         let since = frozen.tree().since;
@@ -126,7 +153,7 @@ impl Container for RuncContainer {
         let Now::Frozen(frozen) = &mut self.now else {
             return Err(Error::bug("capture", "it is not frozen"));
         };
-        let Captured { mut set, pages, .. } = frozen.capture(&self.dump, &mut Quiet)?;
+        let Captured { mut set, pages, .. } = frozen.capture(&self.dump, &mut self.told)?;
         // Pages that cannot wait go with the images: stacks in use, arguments,
         // what a userfaultfd cannot guard.
         let eager = Eager::make(&self.eager)?;
@@ -169,18 +196,20 @@ impl Container for RuncContainer {
     fn thaw(&mut self, verdict: Verdict) -> Result<()> {
         drop(self.warm.take());
         match std::mem::replace(&mut self.now, Now::Running) {
-            Now::Running => Ok(()),
-            Now::Frozen(f) => f.resume(),
+            Now::Running => {}
+            Now::Frozen(f) => f.resume()?,
             Now::Held(h) => h.release(verdict).map_err(|both| {
                 let (hold, e) = *both;
                 self.now = Now::Held(hold);
                 e
-            }),
+            })?,
             Now::Gone => {
                 self.now = Now::Gone;
-                Err(Error::bug("thaw", "its tasks have been killed"))
+                return Err(Error::bug("thaw", "its tasks have been killed"));
             }
         }
+        self.told.goes_on();
+        Ok(())
     }
 
     fn finish(&mut self, verdict: Verdict) -> Result<()> {

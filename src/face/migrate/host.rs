@@ -14,10 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{cgroups, sizes};
 use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
+use crate::engine::options::Stage;
+use crate::face::scripts::Scripts;
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
 use crate::memory::handoff::{Ready, Server, Session};
@@ -40,6 +42,9 @@ pub(super) struct RuncHost {
     root: PathBuf,
     output: Option<PathBuf>,
     options: Vec<String>,
+    scripts: Arc<Scripts>,
+    /// Runs the scripts after the resume.
+    after: Option<std::thread::JoinHandle<()>>,
     guardian: Option<Guardian>,
     child: Option<Child>,
     session: Option<Session>,
@@ -58,11 +63,18 @@ impl RuncHost {
     ///
     /// # Errors
     /// The guardian cannot be made.
-    pub(super) fn new(root: &Path, output: Option<PathBuf>, options: Vec<String>) -> Result<Self> {
+    pub(super) fn new(
+        root: &Path,
+        output: Option<PathBuf>,
+        options: Vec<String>,
+        scripts: Scripts,
+    ) -> Result<Self> {
         Ok(Self {
             root: root.to_owned(),
             output,
             options,
+            scripts: Arc::new(scripts),
+            after: None,
             guardian: Some(Guardian::start(None)?),
             child: None,
             session: None,
@@ -157,6 +169,10 @@ impl RuncHost {
 
 impl Drop for RuncHost {
     fn drop(&mut self) {
+        if let Some(after) = self.after.take() {
+            // It has said itself what went wrong.
+            let _ = after.join();
+        }
         // It may run here with pages missing: the guardian must see this process
         // go, and stop it.
         if self.resumed
@@ -328,10 +344,23 @@ impl Host for RuncHost {
 
     fn resume(&mut self) -> Result<()> {
         self.resumed = true;
-        self.ready
+        let ready = self
+            .ready
             .take()
-            .ok_or_else(|| Error::bug("resume", "nothing was rebuilt"))?
-            .grant()
+            .ok_or_else(|| Error::bug("resume", "nothing was rebuilt"))?;
+        let root = ready.root();
+        ready.grant()?;
+        // The pause does not wait for programs: peers of a network that is open a
+        // moment later send again.
+        let scripts = Arc::clone(&self.scripts);
+        self.after = Some(std::thread::spawn(move || {
+            for stage in [Stage::NetworkUnlock, Stage::PostResume] {
+                if let Err(e) = scripts.run(stage.name(), Some(root), None) {
+                    error!("{e}");
+                }
+            }
+        }));
+        Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {

@@ -14,7 +14,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let m = args::migrate(args)?;
     let session = m.session;
     log::start(log::Sink::Stderr, session.shared.verbosity);
-    let mut container = RuncContainer::load(&session.shared.runc_root, &m.id)?;
+    let mut container = RuncContainer::load(&session.shared.runc_root, &m.id, &session.scripts)?;
     let common = &mut container.options().common;
     common.tcp_established = session.carried.tcp_established;
     common.file_locks = session.carried.file_locks;

@@ -9,6 +9,7 @@ use super::args;
 use super::host::RuncHost;
 use super::resolve;
 use crate::base::{Error, Result, ResultExt};
+use crate::face::scripts::Scripts;
 use crate::face::{Failure, log};
 use crate::migrate::{self, destination};
 use crate::wire::secret::Token;
@@ -55,6 +56,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         &session.shared.runc_root,
         r.output.clone(),
         session.carried.for_runc(),
+        Scripts::typed(&session.scripts),
     )?;
     let options = destination::Options {
         listener,

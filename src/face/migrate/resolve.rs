@@ -13,6 +13,8 @@ use super::args::{self, Decision};
 use super::{cgroups, eager};
 use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
+use crate::engine::options::Stage;
+use crate::face::scripts::Scripts;
 use crate::face::{Failure, log, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
 use crate::migrate::ports::LOSS;
@@ -153,10 +155,18 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
 /// Lets held tasks run on; none held is fine: without a tracer they run already.
 fn thaw(at: &Value, verdict: Verdict) -> Result<()> {
     match Hold::adopt(&place::from_json(at)?) {
-        Ok(h) => h.release(verdict).map_err(|both| both.1),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(e) => Err(e),
+        Ok(h) => h.release(verdict).map_err(|both| both.1)?,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) => return Err(e),
     }
+    // What its scripts have locked, they unlock; if they had not come to it, they
+    // find nothing to do.
+    let scripts = at.get("scripts").and_then(Value::as_array);
+    let scripts = scripts.into_iter().flatten().filter_map(Value::as_str);
+    let scripts = Scripts::ordered(scripts.map(PathBuf::from));
+    let init = at.get("init").and_then(Value::as_i64);
+    let init = init.and_then(|pid| i32::try_from(pid).ok()).map(HostPid);
+    scripts.run(Stage::NetworkUnlock.name(), init, None)
 }
 
 fn kill(at: &Value, id: &str) -> Result<()> {
