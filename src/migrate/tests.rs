@@ -211,7 +211,16 @@ struct HostModel {
     world: Arc<World>,
     memory: Arc<Memory>,
     remote: Option<Arc<Remote>>,
-    fail: bool,
+    fail_at: &'static str,
+}
+
+impl HostModel {
+    fn step(&self, name: &str) -> Result<()> {
+        if self.fail_at == name {
+            return Err(Error::refused("model", format!("cannot {name}")));
+        }
+        Ok(())
+    }
 }
 
 impl Host for HostModel {
@@ -226,9 +235,7 @@ impl Host for HostModel {
         Ok(())
     }
     fn rebuild(&mut self, landed: &Landed, pages: Arc<Remote>) -> Result<Arc<dyn Serving>> {
-        if self.fail {
-            return Err(Error::refused("model", "cannot rebuild"));
-        }
+        self.step("rebuild")?;
         assert_eq!(
             std::fs::read(landed.images.join("inventory.img"))
                 .unwrap()
@@ -246,7 +253,7 @@ impl Host for HostModel {
         }))
     }
     fn stands(&mut self) -> Result<()> {
-        Ok(())
+        self.step("stand")
     }
     fn resume(&mut self) -> Result<()> {
         self.world.destination_runs.store(true, Ordering::SeqCst);
@@ -266,7 +273,7 @@ impl Host for HostModel {
         Ok(())
     }
     fn settle(&mut self) -> Result<()> {
-        Ok(())
+        self.step("settle")
     }
     fn discard(&mut self) {
         assert!(!self.world.destination_runs.load(Ordering::SeqCst));
@@ -286,13 +293,13 @@ struct Outcome {
 struct Case {
     plain: bool,
     fail_at: &'static str,
-    fail_rebuild: bool,
+    fail_there: &'static str,
 }
 
 const FINE: Case = Case {
     plain: true,
     fail_at: "",
-    fail_rebuild: false,
+    fail_there: "",
 };
 
 fn migrate(case: Case) -> Outcome {
@@ -324,7 +331,7 @@ fn migrate_over(
         world: world.clone(),
         memory: memory.clone(),
         remote: None,
-        fail: case.fail_rebuild,
+        fail_at: case.fail_there,
     };
     let options = destination::Options {
         listener,
@@ -404,15 +411,17 @@ fn a_container_moves_whole_and_nothing_is_left_at_the_source() {
 
 #[test]
 fn a_failure_before_grant_thaws_the_source_and_leaves_nothing_there() {
-    for (fail_at, fail_rebuild) in [
-        ("freeze", false),
-        ("capture", false),
-        ("hold", false),
-        ("", true),
+    // The last after GRANT was said: ABORTED answers it.
+    for (fail_at, fail_there) in [
+        ("freeze", ""),
+        ("capture", ""),
+        ("hold", ""),
+        ("", "rebuild"),
+        ("", "stand"),
     ] {
         let o = migrate(Case {
             fail_at,
-            fail_rebuild,
+            fail_there,
             ..FINE
         });
         let e = o.source.as_ref().unwrap_err().to_string();
@@ -423,6 +432,30 @@ fn a_failure_before_grant_thaws_the_source_and_leaves_nothing_there() {
         assert!(left(&o, "in").is_empty(), "{:?}", left(&o, "in"));
         assert!(left(&o, "src-state").is_empty() && left(&o, "dst-state").is_empty());
     }
+}
+
+#[test]
+fn an_end_that_says_that_it_failed_is_not_asked_again_and_the_loss_is_written_down() {
+    let begun = Instant::now();
+    let o = migrate(Case {
+        fail_there: "settle",
+        ..FINE
+    });
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "it was asked again"
+    );
+    let e = o.source.as_ref().unwrap_err().to_string();
+    assert!(
+        e.contains("cannot settle") && e.contains("dunlin resolve"),
+        "{e}"
+    );
+    assert!(!o.world.source_runs.load(Ordering::SeqCst), "two copies");
+    assert_eq!(left(&o, "src-state"), ["model.source"]);
+    assert_eq!(left(&o, "dst-state"), ["model.destination"]);
+    let loss = o.dir.path().join("in/model").join(super::ports::LOSS);
+    let said = std::fs::read_to_string(loss).unwrap();
+    assert!(said.contains("Z model: cannot settle"), "{said}");
 }
 
 #[test]
