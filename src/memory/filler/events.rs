@@ -85,9 +85,15 @@ impl Filler {
                 }
             }
             Event::Remove { range } => {
-                let doubtful = self.residency().remove(space.id, range);
-                for (id, part) in doubtful {
-                    self.thrown_away(id, part)?;
+                let mut residency = self.residency();
+                let known = residency.known(space.id, range);
+                let doubtful = residency.remove(space.id, range);
+                drop(residency);
+                if known.iter().map(|r| r.len()).sum::<u64>() < range.len() {
+                    self.something_thrown_away()?;
+                }
+                for (id, pages) in doubtful {
+                    self.thrown_away(id, pages)?;
                 }
                 space.uffd.wake(range)?;
             }

@@ -50,15 +50,18 @@ pub struct LazyShared {
 #[derive(Debug)]
 pub(super) struct SharedObject {
     file: Arc<File>,
-    /// Where somebody may still be about to punch a hole.
-    suspect: Option<PageRange>,
+    /// Somebody may have punched a hole, or be about to.
+    restless: bool,
+    /// Missing pages that are in it, if so.
+    suspect: Vec<PageRange>,
 }
 
 impl SharedObject {
     pub(super) fn new(file: Arc<File>) -> Result<Self> {
         let object = Self {
             file,
-            suspect: None,
+            restless: false,
+            suspect: Vec::new(),
         };
         object.mark()?;
         Ok(object)
@@ -112,21 +115,26 @@ impl Filler {
         matches!(object, Object::Shared(_)).then(lock)
     }
 
-    /// A task is about to throw away what it sees in `range` of an object, or the
-    /// pages themselves. The caller holds [`Self::one_by_one`].
-    pub(super) fn thrown_away(&self, id: u32, range: PageRange) -> Result<()> {
+    /// A task is about to throw away what it sees of missing pages of an object, or
+    /// the pages themselves. The caller holds [`Self::one_by_one`].
+    pub(super) fn thrown_away(&self, id: u32, pages: Vec<PageRange>) -> Result<()> {
         let Some(object) = self.objects.get(&id) else {
             return Ok(());
         };
         let mut object = object.lock().unwrap_or_else(PoisonError::into_inner);
         // An earlier suspect has had its time: it only forgot its page table.
-        if object.punched_soon()? {
-            object.suspect = None;
-            self.hole(id, range);
-        } else {
-            object.suspect = Some(range);
+        object.suspect = pages;
+        object.restless = true;
+        if !object.suspect.is_empty() && object.punched_soon()? {
+            self.holes(id, &mut object);
         }
         Ok(())
+    }
+
+    /// As [`Self::thrown_away`], when it is not known of which object.
+    pub(super) fn something_thrown_away(&self) -> Result<()> {
+        let mut ids = self.objects.keys();
+        ids.try_for_each(|id| self.thrown_away(*id, Vec::new()))
     }
 
     /// Looks whether a suspect has punched his hole: before the next event is read,
@@ -136,26 +144,27 @@ impl Filler {
     }
 
     fn settle_suspect(&self, id: u32, object: &mut SharedObject) -> Result<()> {
-        if let Some(range) = object.suspect
-            && object.punched()?
-        {
-            self.hole(id, range);
-            object.suspect = None;
+        if object.restless && object.punched()? {
+            self.holes(id, object);
         }
         Ok(())
     }
 
-    /// Nothing comes there any more: whoever waits, waits no longer.
-    fn hole(&self, id: u32, range: PageRange) {
+    /// Where the suspect was nothing comes any more: whoever waits there, waits no
+    /// longer.
+    fn holes(&self, id: u32, suspected: &mut SharedObject) {
         let object = Object::Shared(id);
-        let mut residency = self.residency();
-        residency.punched(id, range);
-        let mappings = residency.mappings(object, range);
-        drop(residency);
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|page, _| page.object != object || !range.contains(page.at));
-        drop(waiting);
-        self.wake_all(&mappings);
+        suspected.restless = false;
+        for range in suspected.suspect.drain(..) {
+            let mut residency = self.residency();
+            residency.punched(id, range);
+            let mappings = residency.mappings(object, range);
+            drop(residency);
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|page, _| page.object != object || !range.contains(page.at));
+            drop(waiting);
+            self.wake_all(&mappings);
+        }
     }
 
     /// Looks once more, before pages are placed, whether they were thrown away.

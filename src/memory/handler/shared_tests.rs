@@ -133,15 +133,44 @@ fn a_hole_punched_before_its_pages_came_stays_a_hole() {
         world.madvise(4 * round + 2, 1, libc::MADV_DONTNEED);
     }
     second.fill(world.page(5), PAGE, 2);
+    // A page among them is there already.
+    let byte = u8::try_from(byte(OBJECT, 33 * PAGE)).unwrap();
+    handler
+        .sink()
+        .place(OBJECT, 33 * PAGE, &[byte; 4096])
+        .unwrap();
+    assert_eq!(handler.sink().residency().missing(), PAGES - 8 - 1);
+    world.madvise(32, 4, libc::MADV_REMOVE);
     fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
     let count = handler.wait().unwrap().count;
-    assert_eq!(count.gone, 8, "{count:?}");
+    assert_eq!(count.gone, 11, "{count:?}");
     for round in 0..4 {
         let written = if round == 1 { 2 * PAGE } else { 0 };
         assert_eq!(world.sum(4 * round, 2), written);
         assert_eq!(world.sum(4 * round + 2, 2), whole(4 * round + 2, 2));
     }
-    assert_eq!(world.sum(16, PAGES - 16), whole(16, PAGES - 16));
+    assert_eq!(world.sum(16, 16), whole(16, 16));
+    assert_eq!(world.sum(32, 4), 0);
+    assert_eq!(world.sum(36, PAGES - 36), whole(36, PAGES - 36));
+}
+
+#[test]
+fn a_hole_among_pages_that_came_is_not_taken_for_one_among_those_that_did_not() {
+    let world = World::new();
+    let handler = world.start();
+    let byte = u8::try_from(byte(OBJECT, 40 * PAGE)).unwrap();
+    handler
+        .sink()
+        .place(OBJECT, 40 * PAGE, &[byte; 4096])
+        .unwrap();
+    world.madvise(10, 2, libc::MADV_DONTNEED);
+    world.madvise(40, 1, libc::MADV_REMOVE);
+    world.madvise(12, 2, libc::MADV_DONTNEED);
+    fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
+    let count = handler.wait().unwrap().count;
+    assert_eq!((count.present, count.gone), (PAGES, 0));
+    assert_eq!(world.sum(0, 40), whole(0, 40));
+    assert_eq!(world.sum(40, 1), 0);
 }
 
 #[test]

@@ -146,9 +146,9 @@ impl Residency {
 
     /// Content was thrown away (madvise DONTNEED, FREE, REMOVE): zeros are right
     /// there from now on. What only the page table forgets, a shared object keeps:
-    /// returned are its pages there that must still come, if they must.
-    pub fn remove(&mut self, space: SpaceId, range: PageRange) -> Vec<(u32, PageRange)> {
-        let mut doubtful = Vec::new();
+    /// returned are its pages there that must still come, if any of it must.
+    pub fn remove(&mut self, space: SpaceId, range: PageRange) -> BTreeMap<u32, Vec<PageRange>> {
+        let mut doubtful: BTreeMap<u32, Vec<PageRange>> = BTreeMap::new();
         let Some(s) = self.spaces.get_mut(&space) else {
             return doubtful;
         };
@@ -159,8 +159,11 @@ impl Residency {
                 Object::Shared(id) => {
                     let account = self.shared.get(&id);
                     let part = PageRange::new(segment.at, segment.at + r.len());
-                    if let (Some(account), Some(part)) = (account, part) {
-                        doubtful.extend(account.absent.within(part).map(|p| (id, p)));
+                    if let (Some(account), Some(part)) = (account, part)
+                        && !account.absent.is_empty()
+                    {
+                        let absent = account.absent.within(part);
+                        doubtful.entry(id).or_default().extend(absent);
                     }
                 }
             }
