@@ -1,10 +1,10 @@
 //! What a caller may ask of a dump or a restore, after parsing. The faces fill
 //! these in from CRIU's command line, its RPC, or our own migration.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use crate::base::{HostPid, Result};
+use crate::base::{Error, HostPid, Result};
 pub use crate::objects::cgroup::Mode as CgroupMode;
 
 /// What dump and restore have in common.
@@ -18,6 +18,8 @@ pub struct Common {
     pub shell_job: bool,
     /// `--file-locks`.
     pub file_locks: bool,
+    /// RPC orphan_pts_master: the caller of the restore takes masters of terminals.
+    pub orphan_pts_master: bool,
     /// `--external`: `mnt[KEY]:VAL`, `net[INO]:KEY`, `file[..]`, `tty[..]`, `dev[..]`, as typed.
     pub external: Vec<String>,
     /// `--ext-mount-map` / RPC ext_mnt: at dump mountpoint to key, at restore key to host source.
@@ -122,4 +124,16 @@ pub trait Observer {
     /// # Errors
     /// Whatever the receiver of the notice answers.
     fn at(&mut self, stage: Stage, root: Option<HostPid>) -> Result<()>;
+
+    /// Hands over the master of a terminal of the container
+    /// ([`Stage::OrphanPtsMaster`]).
+    ///
+    /// # Errors
+    /// Whoever does not take it: nobody could read or write the terminal then.
+    fn pts_master(&mut self, number: u32, _master: BorrowedFd<'_>) -> Result<()> {
+        Err(Error::caller(
+            format!("terminal /dev/pts/{number}"),
+            "nobody takes its master: only a client of the RPC can",
+        ))
+    }
 }

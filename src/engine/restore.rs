@@ -5,7 +5,7 @@
 //! copy of the calling process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::{getpgrp, getsid};
@@ -20,7 +20,7 @@ use crate::image::{Kind, Set};
 use crate::memory::{Job, Object, PageReader, SpaceId};
 use crate::objects::{cgroup, files, namespaces};
 use crate::sys::clone::{self, Request};
-use crate::sys::ns;
+use crate::sys::{ns, pidfd};
 
 /// A checked image, with what the caller asked for.
 #[derive(Debug)]
@@ -121,14 +121,17 @@ impl<'a> Plan<'a> {
         if let Some(c) = &self.cgroups {
             made.0 = Some(c.prepare()?);
         }
-        let pidfd = own_pidfd()?;
+        let own = own_pidfd()?;
         let origin = self.clone_root()?;
         let root = origin.pid();
         observer.at(Stage::SetupNamespaces, Some(root))?;
         self.place(root, plan.tree.root)?;
         origin.line()?.send(b"go")?;
-        origin.ready()?;
+        let terminals = self.terminals(root, &origin.ready()?)?;
         observer.at(Stage::PostSetupNamespaces, Some(root))?;
+        for t in &terminals {
+            observer.pts_master(t.number, t.master.as_fd())?;
+        }
 
         let root_dir = open_root(root)?;
         let net = self
@@ -141,15 +144,18 @@ impl<'a> Plan<'a> {
             pages,
             self.options.lazy,
             free_number(&self.files)?,
-            pidfd.as_raw_fd(),
+            own.as_raw_fd(),
             origin,
         )?;
+        build.set_terminals(&terminals);
         build.grow()?;
+        build.foreground()?;
         let holder = files::Holder::new(
             &self.files,
             root_dir.as_fd(),
             net.as_ref().map(AsFd::as_fd),
             &self.options.inherit,
+            &terminals,
             &mut |kind, by| build.pair_by(kind, by),
         )?;
         let mut files = Files::open(&self.files, holder, self.set, pages, &plan.shared)?;
@@ -185,6 +191,17 @@ impl<'a> Plan<'a> {
         Ok(Rebuilt { root, ready, made })
     }
 
+    /// Fetches the masters that the root task has opened, by their numbers there.
+    fn terminals(&self, root: HostPid, numbers: &[u8]) -> Result<Vec<files::Pair>> {
+        let task = pidfd::open(root)?;
+        numbers
+            .chunks_exact(4)
+            .filter_map(|n| n.try_into().ok())
+            .map(|n| pidfd::getfd(task.as_fd(), i32::from_le_bytes(n)))
+            .map(|master| files::rebuild_terminal(self.set, master?))
+            .collect()
+    }
+
     /// The first task: waits for a word, makes its namespaces, and waits.
     fn clone_root(&self) -> Result<Origin> {
         let mut flags = self.namespaces.clone_flags();
@@ -199,8 +216,10 @@ impl<'a> Plan<'a> {
             if line.receive()?.is_none() {
                 return Err(Error::bug("restore", "was given up"));
             }
-            self.namespaces.in_root(&mut |_| {})?;
-            Ok(Vec::new())
+            // open until they are fetched
+            let masters = self.namespaces.in_root(&mut |_| {})?;
+            let numbers = masters.into_iter().map(|fd| fd.into_raw_fd().to_le_bytes());
+            Ok(numbers.flatten().collect())
         })?;
         Ok(Origin::new(child))
     }

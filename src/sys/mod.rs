@@ -27,6 +27,7 @@ pub mod socket;
 pub mod sock_diag;
 pub mod fdops;
 pub mod inherited;
+pub mod tty;
 
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

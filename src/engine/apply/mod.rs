@@ -12,6 +12,7 @@ mod memory;
 mod root;
 mod shared;
 mod tasks;
+mod terminal;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,8 @@ pub(super) struct Build<'a> {
     shared: BTreeMap<u64, Arc<File>>,
     /// What a lazy restore leaves to be filled later.
     left: Job,
+    /// Controlling terminals: session, foreground group, our descriptor.
+    terminals: Vec<(NsPid, NsPid, RawFd)>,
     /// Memory that tasks have before their address spaces are built.
     early: BTreeMap<NsPid, inherit::Early>,
 }

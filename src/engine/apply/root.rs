@@ -98,6 +98,7 @@ impl<'a> Build<'a> {
             hole,
             shared: BTreeMap::new(),
             left: Job::default(),
+            terminals: Vec::new(),
             early: BTreeMap::new(),
         };
         let mut task = stop(host).context(|| "take over the root".to_owned())?;

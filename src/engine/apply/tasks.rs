@@ -48,7 +48,7 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn getfd(&self, b: &mut Batch, ours: i32) -> Arg {
+    pub(super) fn getfd(&self, b: &mut Batch, ours: i32) -> Arg {
         Arg::Ret(b.call(
             "pidfd_getfd",
             libc::SYS_pidfd_getfd,

@@ -33,7 +33,10 @@ impl Build<'_> {
     fn take(&mut self, step: TreeStep) -> Result<()> {
         match step {
             TreeStep::Fork { parent, child } => self.fork(parent, child),
-            TreeStep::Setsid(pid) => self.call(pid, "setsid", libc::SYS_setsid, &[]),
+            TreeStep::Setsid(pid) => {
+                self.call(pid, "setsid", libc::SYS_setsid, &[])?;
+                self.controlling(pid)
+            }
             TreeStep::Setpgid { pid, pgid } => self.call(
                 pid,
                 "setpgid",

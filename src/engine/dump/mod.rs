@@ -295,6 +295,7 @@ fn file_policy(common: &options::Common, ids: &namespaces::ids::Ids) -> files::P
         ext_unix_sk: common.ext_unix_sk,
         external: common.external.clone(),
         net_ns_id: Some(ids.root_id(ns::Kind::Net)),
+        orphan_pts_master: common.orphan_pts_master,
         ..files::Policy::default()
     }
 }

@@ -17,6 +17,7 @@ fn common(typed: &Typed) -> Result<Common> {
         ext_unix_sk: typed.ext_unix_sk,
         shell_job: typed.shell_job,
         file_locks: typed.file_locks,
+        orphan_pts_master: typed.orphan_pts_master,
         external: typed.external.clone(),
         ext_mnt: typed.ext_mnt.clone(),
         skip_mnt: typed.skip_mnt.iter().map(PathBuf::from).collect(),

@@ -110,6 +110,18 @@ impl<'a> Notices<'a> {
 }
 
 impl Observer for Notices<'_> {
+    fn pts_master(&mut self, number: u32, master: BorrowedFd<'_>) -> Result<()> {
+        if self.rpc.is_none() {
+            return Err(Error::caller(
+                format!("terminal /dev/pts/{number}"),
+                "nobody takes its master: only a client of the RPC with notices can",
+            ));
+        }
+        let name = Stage::OrphanPtsMaster.name();
+        info!("stage {name}");
+        self.tell(name, None, Some(master))
+    }
+
     fn at(&mut self, stage: Stage, root: Option<HostPid>) -> Result<()> {
         let name = stage.name();
         info!("stage {name}");

@@ -20,6 +20,7 @@ pub(crate) fn overlay(typed: &mut Typed, request: &CriuOpts) -> Result<()> {
     if request.leave_running == Some(true) {
         typed.afterwards = Afterwards::Running;
     }
+    typed.orphan_pts_master |= request.orphan_pts_master == Some(true);
     if request.leave_stopped == Some(true) {
         typed.afterwards = Afterwards::Stopped;
     }

@@ -42,6 +42,7 @@ pub(crate) struct Typed {
     pub(crate) ext_unix_sk: bool,
     pub(crate) shell_job: bool,
     pub(crate) file_locks: bool,
+    pub(crate) orphan_pts_master: bool,
     pub(crate) external: Vec<String>,
     pub(crate) ext_mnt: Vec<(String, String)>,
     pub(crate) skip_mnt: Vec<String>,

@@ -31,6 +31,8 @@ pub struct Policy {
     pub external: Vec<String>,
     /// The id that the image gives to the network namespace of the tasks.
     pub net_ns_id: Option<u32>,
+    /// RPC orphan_pts_master: the restore's caller takes masters of terminals.
+    pub orphan_pts_master: bool,
 }
 
 impl Default for Policy {
@@ -41,6 +43,7 @@ impl Default for Policy {
             ghost_limit: 1 << 20,
             external: Vec::new(),
             net_ns_id: None,
+            orphan_pts_master: false,
         }
     }
 }
@@ -117,6 +120,8 @@ pub struct Capture {
     pub(super) tables: Vec<Table>,
     pub(super) epolls: Vec<Pending>,
     pub(super) pipes: BTreeSet<(Image, u32)>,
+    /// Numbers of pseudoterminals.
+    pub(super) terminals: BTreeSet<u32>,
     pub(super) ghosts: BTreeMap<(u64, u64), u32>,
     pub(super) memfds: BTreeMap<u64, u32>,
     pub(super) contents: Vec<Contents>,
@@ -156,6 +161,7 @@ impl Capture {
             tables: Vec::new(),
             epolls: Vec::new(),
             pipes: BTreeSet::new(),
+            terminals: BTreeSet::new(),
             ghosts: BTreeMap::new(),
             memfds: BTreeMap::new(),
             contents: Vec::new(),
@@ -286,10 +292,7 @@ impl Capture {
         };
         match kind {
             Kind::Path | Kind::Device => self.path(&open, open.id),
-            Kind::Terminal => Err(Error::refused(
-                format!("terminal {}", open.link),
-                "cannot be carried",
-            )),
+            Kind::Terminal => self.terminal(&open),
             Kind::Pipe => self.pipe(&open),
             Kind::Fifo => self.fifo(&open),
             Kind::Memfd => self.memfd(&open),

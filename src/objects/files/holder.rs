@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::memfd::Contents;
 use super::plan::{File, Plan};
+use super::terminal::{self, Pair};
 use super::{anonymous, ghost, memfd, owner, path, pipe};
 use crate::base::{Error, Result};
 use crate::image::records::{FifoEntry, MemfdFileEntry, PipeEntry, RegFileEntry};
@@ -24,7 +25,7 @@ impl Holder {
     /// Opens everything in `plan`: paths below `root` (the root directory of
     /// the container's mount namespace), sockets in `net` (`None`: ours);
     /// `inherit` are the descriptors that the caller gives, by their keys;
-    /// `pairs` makes Unix pairs in the name of a task.
+    /// `terminals` are the pseudoterminals of the container; `pairs` makes Unix pairs in the name of a task.
     ///
     /// # Errors
     /// A file that cannot be opened again, by name.
@@ -33,10 +34,12 @@ impl Holder {
         root: BorrowedFd<'_>,
         net: Option<BorrowedFd<'_>>,
         inherit: &[(String, OwnedFd)],
+        terminals: &[Pair],
         pairs: &mut sockets::MakePair<'_>,
     ) -> Result<Self> {
         let mut opener = Opener {
             plan,
+            terminals,
             root,
             files: BTreeMap::new(),
             memfds: BTreeMap::new(),
@@ -98,6 +101,7 @@ impl Holder {
 
 struct Opener<'a> {
     plan: &'a Plan,
+    terminals: &'a [Pair],
     root: BorrowedFd<'a>,
     files: BTreeMap<u32, OwnedFd>,
     memfds: BTreeMap<u32, (OwnedFd, u32, u64, i32)>,
@@ -181,6 +185,7 @@ impl Opener<'_> {
             File::Signalfd(e) => anonymous::make_signalfd(e)?,
             File::Epoll(_) => fdops::epoll()?,
             File::Memfd(e) => self.memfd(id, e)?,
+            File::Terminal(e) => terminal::open(e, &self.plan.terminals, self.terminals)?,
             File::Unix(_) | File::Inet(_) => return Ok(()),
         };
         self.files.insert(id, fd);

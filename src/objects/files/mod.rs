@@ -26,6 +26,7 @@ mod owner;
 mod path;
 mod pipe;
 mod plan;
+mod terminal;
 
 #[cfg(test)]
 mod tests;
@@ -34,3 +35,4 @@ pub use capture::{Capture, Mapped, Policy, same_table};
 pub use holder::Holder;
 pub use memfd::Contents;
 pub use plan::{Call, CallArg, Descriptor, Plan, RestorePolicy};
+pub use terminal::{Pair, numbers as terminal_numbers, rebuild as rebuild_terminal};

@@ -5,13 +5,13 @@ use std::collections::btree_map::Entry;
 
 use super::ghost::Ghost;
 use super::pipe::Data;
-use super::{anonymous, locks, owner};
+use super::{anonymous, locks, owner, terminal};
 use crate::base::{Error, NsPid, Result};
 use crate::image::records::{
     EventfdFileEntry, EventpollFileEntry, FdTypes, FdinfoEntry, FifoEntry, FileEntry,
     FileLockEntry, FownEntry, GhostFileEntry, InetSkEntry, MemfdFileEntry, MemfdInodeEntry,
     PeerCredEntry, PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry,
-    SkPacketEntry, TimerfdEntry, UnixSkEntry,
+    SkPacketEntry, TimerfdEntry, TtyFileEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crate::image::{Kind as Image, Set};
 use crate::objects::sockets;
@@ -54,6 +54,7 @@ pub(super) enum File {
     Memfd(MemfdFileEntry),
     Unix(UnixSkEntry),
     Inet(InetSkEntry),
+    Terminal(TtyFileEntry),
 }
 
 impl File {
@@ -72,10 +73,10 @@ impl File {
             FdTypes::Memfd => entry.memfd.map(Self::Memfd),
             FdTypes::Unixsk => entry.usk.map(Self::Unix),
             FdTypes::Inetsk => entry.isk.map(Self::Inet),
+            FdTypes::Tty => entry.tty.map(Self::Terminal),
             other @ (FdTypes::Und
             | FdTypes::Inotify
             | FdTypes::Packetsk
-            | FdTypes::Tty
             | FdTypes::Fanotify
             | FdTypes::Netlinksk
             | FdTypes::Ns
@@ -105,6 +106,7 @@ impl File {
             Self::Memfd(e) => Some((e.flags, &e.fown)),
             Self::Unix(e) => Some((e.flags, &e.fown)),
             Self::Inet(e) => Some((e.flags, &e.fown)),
+            Self::Terminal(e) => Some((e.flags, &e.fown)),
         }
     }
 
@@ -169,6 +171,8 @@ pub struct Plan {
     /// Whom SO_PEERCRED of Unix sockets names, by their ids.
     pub(super) peers: BTreeMap<u32, PeerCredEntry>,
     pub(super) memfds: BTreeMap<u32, MemfdInodeEntry>,
+    /// Terminals by the id of their record.
+    pub(super) terminals: BTreeMap<u32, TtyInfoEntry>,
     locks: Vec<FileLockEntry>,
     tables: BTreeMap<u32, Vec<Descriptor>>,
 }
@@ -197,6 +201,7 @@ impl Plan {
             queues: Vec::new(),
             peers: BTreeMap::new(),
             memfds: BTreeMap::new(),
+            terminals: terminal::read(set)?,
             locks: Vec::new(),
             tables: BTreeMap::new(),
         };
@@ -332,12 +337,16 @@ impl Plan {
                 File::Memfd(e) if !self.memfds.contains_key(&e.inode_id) => {
                     Err(Error::image("memfd", "has no inode"))
                 }
+                File::Terminal(e) if !self.terminals.contains_key(&e.tty_info_id) => {
+                    Err(Error::image("terminal", "has no record of what it is"))
+                }
                 File::Unix(e) => sockets::check_unix(e, policy.ext_unix_sk),
                 File::Inet(e) => sockets::check_inet(e),
                 File::Pipe(_)
                 | File::Eventfd(_)
                 | File::Signalfd(_)
                 | File::Epoll(_)
+                | File::Terminal(_)
                 | File::Memfd(_) => Ok(()),
             };
             result.map_err(|e| e.within(format!("file {id}")))?;

@@ -88,7 +88,9 @@ impl Back {
     fn from(set: &Set, policy: &RestorePolicy, inherit: &[(String, OwnedFd)]) -> Result<Self> {
         let plan = Plan::read(set, policy)?;
         let root = File::open("/").unwrap();
-        let holder = Holder::new(&plan, root.as_fd(), None, inherit, &mut |_, _| Ok(None))?;
+        let holder = Holder::new(&plan, root.as_fd(), None, inherit, &[], &mut |_, _| {
+            Ok(None)
+        })?;
         Ok(Self { plan, holder })
     }
 
@@ -790,9 +792,14 @@ fn listening_and_unconnected_sockets_come_back_in_another_network() {
     let set = capture(&[&task], Policy::default()).unwrap();
     let plan = Plan::read(&set, &RestorePolicy::default()).unwrap();
     let (root, net) = (File::open("/").unwrap(), network());
-    let holder = Holder::new(&plan, root.as_fd(), Some(net.as_fd()), &[], &mut |_, _| {
-        Ok(None)
-    })
+    let holder = Holder::new(
+        &plan,
+        root.as_fd(),
+        Some(net.as_fd()),
+        &[],
+        &[],
+        &mut |_, _| Ok(None),
+    )
     .unwrap();
     let back = Back { plan, holder };
     for fd in [&tcp, &tcp6, &udp, &fresh] {

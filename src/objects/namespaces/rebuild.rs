@@ -210,8 +210,9 @@ impl Plan {
     ///
     /// # Errors
     /// Those of the kernel, with the mount or setting they befell; the task is
-    /// of no use then.
-    pub fn in_root(&self, notify: &mut dyn FnMut(Phase)) -> Result<()> {
+    /// of no use then. Returns the masters of the container's terminals.
+    pub fn in_root(&self, notify: &mut dyn FnMut(Phase)) -> Result<Vec<OwnedFd>> {
+        let mut masters = Vec::new();
         notify(Phase::Join);
         for (kind, fd) in &self.join {
             ns::enter(fd.as_fd(), *kind)?;
@@ -231,11 +232,11 @@ impl Plan {
         }
         if let Some(mounts) = &self.mounts {
             notify(Phase::Mounts);
-            mounts.assemble()?;
+            masters = mounts.assemble()?;
         }
         notify(Phase::Done);
         debug!(private = ?self.private, "namespaces made");
-        Ok(())
+        Ok(masters)
     }
 }
 

@@ -6,8 +6,8 @@
 //! error. Mounts are made in the order in which they were made first, so that
 //! mountinfo reads as before.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use tracing::debug;
@@ -21,6 +21,7 @@ use crate::base::{Error, Result, ResultExt};
 use crate::image::records::MntEntry;
 use crate::image::{Kind as Image, Set, archive};
 use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS, NO_XDEV, Propagation};
+use crate::sys::tty;
 
 mod host;
 
@@ -36,6 +37,8 @@ pub(crate) struct Plan {
     root: PathBuf,
     /// Where the root task was, by hierarchy.
     cgroups: HashMap<String, String>,
+    /// Pseudoterminals whose masters are outside, with the owner of their slave.
+    terminals: BTreeMap<u32, Option<(u32, u32)>>,
 }
 
 impl Plan {
@@ -92,6 +95,7 @@ impl Plan {
         }
         masked_from_inside(&mounts, &mut sources);
         let sharing = Sharing::of(&mounts)?;
+        let terminals = terminals(set, &mounts)?;
         Ok(Self {
             mounts,
             sharing,
@@ -99,6 +103,7 @@ impl Plan {
             contents,
             root: root.to_owned(),
             cgroups,
+            terminals,
         })
     }
 
@@ -121,8 +126,9 @@ impl Plan {
     }
 
     /// Makes all mounts and pivots into them. Runs in the new mount namespace,
-    /// in the container's other namespaces, single-threaded.
-    pub(crate) fn assemble(&self) -> Result<()> {
+    /// in the container's other namespaces, single-threaded. Returns the masters of
+    /// its terminals.
+    pub(crate) fn assemble(&self) -> Result<Vec<OwnedFd>> {
         // What the host provides is found before anything changes. A master
         // outside is kept only by a copy made while the source still shares.
         let mut given: HashMap<usize, Given> = HashMap::new();
@@ -145,6 +151,7 @@ impl Plan {
             .context(|| "make the host's mounts private".to_owned())?;
 
         let mut made: Vec<Option<OwnedFd>> = self.mounts.iter().map(|_| None).collect();
+        let mut masters = Vec::new();
         let mut left = self.mounts.len();
         while left > 0 {
             let before = left;
@@ -152,7 +159,12 @@ impl Plan {
                 if made[i].is_some() || !self.is_ready(i, m, &made) {
                     continue;
                 }
-                made[i] = Some(self.make(i, m, given.remove(&i), &made).context(|| at(m))?);
+                let fd = self.make(i, m, given.remove(&i), &made).context(|| at(m))?;
+                if m.how == How::New(Fs::Devpts) && masters.is_empty() {
+                    // before what is a part of it: a terminal bound to /dev/console
+                    masters = self.masters(fd.as_fd()).context(|| at(m))?;
+                }
+                made[i] = Some(fd);
                 left -= 1;
             }
             if left == before {
@@ -179,7 +191,37 @@ impl Plan {
         let root = fds
             .get(root)
             .ok_or_else(|| Error::bug("mounts", "the root was not made"))?;
-        mounts::pivot_into(root.as_fd())
+        mounts::pivot_into(root.as_fd())?;
+        Ok(masters)
+    }
+
+    /// Opens pairs until all that are wanted are there: the kernel gives the
+    /// lowest free number.
+    fn masters(&self, devpts: BorrowedFd<'_>) -> Result<Vec<OwnedFd>> {
+        let Some((last, _)) = self.terminals.last_key_value() else {
+            return Ok(Vec::new());
+        };
+        let (mut masters, mut others) = (Vec::new(), Vec::new());
+        loop {
+            let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+            let master = mounts::open_at(devpts, Path::new("ptmx"), flags, INSIDE)?;
+            let number = tty::number(master.as_fd())?;
+            if number > *last {
+                let what = format!("terminal {last}");
+                return Err(Error::bug(what, "its number is taken"));
+            }
+            match self.terminals.get(&number) {
+                None => others.push(master),
+                Some(owner) => {
+                    tty::unlock(master.as_fd())?;
+                    own_slave(devpts, number, *owner)?;
+                    masters.push(master);
+                }
+            }
+            if number == *last {
+                return Ok(masters);
+            }
+        }
     }
 
     /// What must stand before this one: its parent, what it is a part of, and
@@ -360,6 +402,30 @@ fn part_of(whole: BorrowedFd<'_>, root: &str, shown: &str) -> Result<OwnedFd> {
         }
         Err(e) => Err(e),
     }
+}
+
+fn own_slave(devpts: BorrowedFd<'_>, number: u32, owner: Option<(u32, u32)>) -> Result<()> {
+    let Some((uid, gid)) = owner else {
+        return Ok(());
+    };
+    let what = || format!("owner of terminal {number}");
+    let slave = mounts::open_at(devpts, Path::new(&number.to_string()), PATH, INSIDE)?;
+    let path = format!("/proc/self/fd/{}", slave.as_raw_fd());
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(what)
+}
+
+/// The pseudoterminals that tasks have open, and those that are mounted somewhere.
+fn terminals(set: &Set, mounts: &[Mount]) -> Result<BTreeMap<u32, Option<(u32, u32)>>> {
+    let bound = mounts.iter().filter_map(|m| match m.how {
+        How::Bind(j) if mounts[j].how == How::New(Fs::Devpts) => {
+            let number = m.entry.root.strip_prefix('/')?.parse().ok()?;
+            Some((number, None))
+        }
+        _ => None,
+    });
+    Ok(bound
+        .chain(crate::objects::files::terminal_numbers(set)?)
+        .collect())
 }
 
 /// Options that mountinfo shows but nobody may set are left out.
