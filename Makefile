@@ -2,13 +2,16 @@ CARGO ?= cargo
 # Bash scripts of ours, for the linter.
 SCRIPTS = .ci/prepare .ci/run bundles/build-patterns bundles/make-bundle \
 	bundles/demo/run bundles/demo/host-init benches/run \
-	hooks/announce hooks/move-address hooks/network-lock
+	fuzz/run hooks/announce hooks/move-address hooks/network-lock
 # Random cases of each property in fuzz-short.
 CASES ?= 20000
 # Arguments for the demo: make demo ARGS='--mib 1024'
 ARGS ?=
 
-.PHONY: build demo test test-crossed bench fuzz-short fmt lint bundle clean
+# Seconds for each fuzz target: make fuzz SECONDS=600
+SECONDS ?= 60
+
+.PHONY: build demo test test-crossed bench fuzz fuzz-short fmt lint bundle clean
 
 build:
 	@.ci/prepare build
@@ -32,6 +35,11 @@ test-crossed:
 bench:
 	@.ci/prepare bench
 	@CRIU="$(CRIU)" benches/run $(ARGS)
+
+# All fuzz targets, one after the other; see fuzz/run.
+fuzz:
+	@.ci/prepare build
+	fuzz/run $(SECONDS)
 
 # The properties of all decoders, with many more cases than in `test`.
 fuzz-short:
