@@ -35,4 +35,4 @@ pub use capture::{Capture, Mapped, Policy, same_table};
 pub use holder::Holder;
 pub use memfd::Contents;
 pub use plan::{Call, CallArg, Descriptor, Plan, RestorePolicy};
-pub use terminal::{Pair, numbers as terminal_numbers, rebuild as rebuild_terminal};
+pub use terminal::{Owner, Pair, numbers as terminal_numbers, rebuild as rebuild_terminal};

@@ -171,7 +171,7 @@ pub(super) fn read(set: &Set) -> Result<BTreeMap<u32, TtyInfoEntry>> {
         if info.r#type() != TtyType::Pty || number.is_none_or(|n| n >= MAX_NUMBER) {
             return Err(Error::image(subject(), "is no pseudoterminal"));
         }
-        if info.rdev == libc::makedev(5, 2) as u32 {
+        if u64::from(info.rdev) == libc::makedev(5, 2) {
             return Err(Error::image(subject(), "is a master, which is not carried"));
         }
         all.insert(info.id, info);
@@ -179,11 +179,14 @@ pub(super) fn read(set: &Set) -> Result<BTreeMap<u32, TtyInfoEntry>> {
     Ok(all)
 }
 
-/// Numbers of the pairs of an image.
+/// Uid and gid of a slave, where they are known.
+pub type Owner = Option<(u32, u32)>;
+
+/// The pairs of an image: their numbers, and who owns their slaves.
 ///
 /// # Errors
-/// As [`read`].
-pub fn numbers(set: &Set) -> Result<Vec<(u32, Option<(u32, u32)>)>> {
+/// A terminal that cannot be made again, by what it is.
+pub fn numbers(set: &Set) -> Result<BTreeMap<u32, Owner>> {
     Ok(read(set)?
         .values()
         .filter_map(|i| Some((i.pty.as_ref()?.index, i.uid.zip(i.gid))))

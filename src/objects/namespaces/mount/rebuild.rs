@@ -20,6 +20,7 @@ use super::table::relative;
 use crate::base::{Error, Result, ResultExt};
 use crate::image::records::MntEntry;
 use crate::image::{Kind as Image, Set, archive};
+use crate::objects::files::{Owner, terminal_numbers};
 use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS, NO_XDEV, Propagation};
 use crate::sys::tty;
 
@@ -38,7 +39,7 @@ pub(crate) struct Plan {
     /// Where the root task was, by hierarchy.
     cgroups: HashMap<String, String>,
     /// Pseudoterminals whose masters are outside, with the owner of their slave.
-    terminals: BTreeMap<u32, Option<(u32, u32)>>,
+    terminals: BTreeMap<u32, Owner>,
 }
 
 impl Plan {
@@ -404,7 +405,7 @@ fn part_of(whole: BorrowedFd<'_>, root: &str, shown: &str) -> Result<OwnedFd> {
     }
 }
 
-fn own_slave(devpts: BorrowedFd<'_>, number: u32, owner: Option<(u32, u32)>) -> Result<()> {
+fn own_slave(devpts: BorrowedFd<'_>, number: u32, owner: Owner) -> Result<()> {
     let Some((uid, gid)) = owner else {
         return Ok(());
     };
@@ -415,7 +416,7 @@ fn own_slave(devpts: BorrowedFd<'_>, number: u32, owner: Option<(u32, u32)>) -> 
 }
 
 /// The pseudoterminals that tasks have open, and those that are mounted somewhere.
-fn terminals(set: &Set, mounts: &[Mount]) -> Result<BTreeMap<u32, Option<(u32, u32)>>> {
+fn terminals(set: &Set, mounts: &[Mount]) -> Result<BTreeMap<u32, Owner>> {
     let bound = mounts.iter().filter_map(|m| match m.how {
         How::Bind(j) if mounts[j].how == How::New(Fs::Devpts) => {
             let number = m.entry.root.strip_prefix('/')?.parse().ok()?;
@@ -423,9 +424,7 @@ fn terminals(set: &Set, mounts: &[Mount]) -> Result<BTreeMap<u32, Option<(u32, u
         }
         _ => None,
     });
-    Ok(bound
-        .chain(crate::objects::files::terminal_numbers(set)?)
-        .collect())
+    Ok(bound.chain(terminal_numbers(set)?).collect())
 }
 
 /// Options that mountinfo shows but nobody may set are left out.
