@@ -54,10 +54,14 @@ fn fill(object: Object, n: u64) -> u8 {
     }
 }
 
-struct Pages;
+/// Readable up to a page of [`SPACE`].
+struct Pages(u64);
 
 impl PageReader for Pages {
     fn read(&self, object: Object, at: u64, buf: &mut [u8]) -> Result<()> {
+        if object == SPACE && at + buf.len() as u64 > self.0 * PAGE_SIZE {
+            return Err(Error::errno("read pages of task 1", libc::EFAULT));
+        }
         for (i, p) in buf.chunks_mut(4096).enumerate() {
             p.fill(fill(object, at / PAGE_SIZE + i as u64));
         }
@@ -111,7 +115,7 @@ impl Container for Model {
         let r = |from, to| PageRange::new(from * PAGE_SIZE, to * PAGE_SIZE).unwrap();
         Ok(Capture {
             images: vec![("inventory.img".into(), vec![5; 300_000])],
-            pages: Arc::new(Pages),
+            pages: Arc::new(Pages(if self.fail_at == "read" { 500 } else { 1000 })),
             objects: vec![
                 (SPACE, vec![r(0, 100), r(200, 200 + PAGES - 100)]),
                 (SHARED, vec![r(0, 50)]),
@@ -436,26 +440,30 @@ fn a_failure_before_grant_thaws_the_source_and_leaves_nothing_there() {
 
 #[test]
 fn an_end_that_says_that_it_failed_is_not_asked_again_and_the_loss_is_written_down() {
-    let begun = Instant::now();
-    let o = migrate(Case {
-        fail_there: "settle",
-        ..FINE
-    });
-    assert!(
-        begun.elapsed() < Duration::from_secs(5),
-        "it was asked again"
-    );
-    let e = o.source.as_ref().unwrap_err().to_string();
-    assert!(
-        e.contains("cannot settle") && e.contains("dunlin resolve"),
-        "{e}"
-    );
-    assert!(!o.world.source_runs.load(Ordering::SeqCst), "two copies");
-    assert_eq!(left(&o, "src-state"), ["model.source"]);
-    assert_eq!(left(&o, "dst-state"), ["model.destination"]);
-    let loss = o.dir.path().join("in/model").join(super::ports::LOSS);
-    let said = std::fs::read_to_string(loss).unwrap();
-    assert!(said.contains("Z model: cannot settle"), "{said}");
+    for (fail_at, fail_there, words) in [
+        ("", "settle", "model: cannot settle"),
+        ("read", "", "read pages of task 1: Bad address"),
+    ] {
+        let begun = Instant::now();
+        let o = migrate(Case {
+            fail_at,
+            fail_there,
+            ..FINE
+        });
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "it was asked again"
+        );
+        let e = o.source.as_ref().unwrap_err().to_string();
+        assert!(e.contains(words) && e.contains("dunlin resolve"), "{e}");
+        assert!(o.destination.is_err());
+        assert!(!o.world.source_runs.load(Ordering::SeqCst), "two copies");
+        assert_eq!(left(&o, "src-state"), ["model.source"]);
+        assert_eq!(left(&o, "dst-state"), ["model.destination"]);
+        let loss = o.dir.path().join("in/model").join(super::ports::LOSS);
+        let said = std::fs::read_to_string(loss).unwrap();
+        assert!(said.starts_with("20") && said.contains(words), "{said}");
+    }
 }
 
 #[test]
