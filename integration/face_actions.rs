@@ -131,7 +131,9 @@ fn with_states(job: &Job) -> Vec<(String, String)> {
         .map(|line| {
             assert_eq!(line[4], "images", "{line:?}");
             assert!(line[2] == pid || line[2] == "-", "{line:?}");
-            (line[1].clone(), line[3].clone())
+            // on its way to sleep
+            let state = if line[3] == "R" { "S" } else { &line[3] };
+            (line[1].clone(), state.to_owned())
         })
         .collect()
 }
