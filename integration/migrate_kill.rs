@@ -368,6 +368,8 @@ fn whoever_restores_is_killed_after_the_resume_and_nothing_is_lost_unsaid() {
             assert!(source.ok, "{source:?}");
             m.goes_on_there(word);
             init.wait_gone(PATIENCE);
+            let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!mounts.contains(&m.container.id), "{word}: {mounts}");
             m.delete_there();
         } else {
             // runc ended it: the source has the last copy.

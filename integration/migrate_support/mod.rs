@@ -379,6 +379,8 @@ pub fn send(pid: u32, signal: Signal) {
 impl Drop for Move {
     fn drop(&mut self) {
         // A copy there, and one that is held here, must not outlive the test.
+        let bound = self.there.root.join(&self.container.id).join("criu-root");
+        let _ = nix::mount::umount2(&bound, nix::mount::MntFlags::MNT_DETACH);
         let _ = run(
             self.there
                 .command()

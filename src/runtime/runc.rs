@@ -276,7 +276,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// runc cannot be run, or says why not. A container that it does not know is fine.
 pub fn delete(root: &Path, id: &str) -> Result<()> {
-    unbind(&root.join(id))?;
+    unbind(root, id)?;
     let out = Command::new("runc")
         .arg("--root")
         .arg(root)
@@ -301,8 +301,11 @@ pub fn delete(root: &Path, id: &str) -> Result<()> {
 /// A runc that is killed in the midst of a restore leaves the root file system
 /// bound into its own directory; whoever removes that then, as `runc delete` does,
 /// empties the bundle.
-fn unbind(dir: &Path) -> Result<()> {
-    let at = dir.join("criu-root");
+///
+/// # Errors
+/// Those of umount2(2); no such mount is fine.
+pub fn unbind(root: &Path, id: &str) -> Result<()> {
+    let at = root.join(id).join("criu-root");
     match umount2(&at, MntFlags::MNT_DETACH) {
         // No mount there, or nothing at all.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),

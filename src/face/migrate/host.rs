@@ -140,6 +140,9 @@ impl RuncHost {
             return Err(Error::bug("wait for runc", "nothing was rebuilt"));
         };
         let why = self.why(l, ended);
+        if let Err(e) = runc::unbind(&self.root, &l.id) {
+            warn!("{e}");
+        }
         match runc::Container::load(&self.root, &l.id) {
             Ok(_) => {
                 warn!("{why}; the container runs");

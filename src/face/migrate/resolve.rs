@@ -144,6 +144,7 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
             Ok(format!("nothing of {id} is left here"))
         }
         (Side::Destination, Phase::Complete, Decision::Journal) => {
+            runc::unbind(&text(place, "runc_root")?, id)?;
             journal.settle()?;
             Ok(format!("{id} is whole here; its migration is forgotten"))
         }
