@@ -6,6 +6,7 @@
 //! | frozen | `runc checkpoint --leave-running`: the largest hole that the program itself noticed |
 //! | frozen, own figure | the tool's `stats-dump` of that checkpoint (frozen + freezing time) |
 //! | checkpoint | `runc checkpoint` that ends the container: wall clock of the command |
+//! | restore, own figure | the tool's `stats-restore` of that restore |
 //! | restore | from the start of `runc restore` until the program looks at the clock again |
 //! | lazy restore | the same with `--lazy-pages` from the images; `criu lazy-pages` listens already |
 //!
@@ -28,11 +29,12 @@ use dunlin::image::{Kind, Set};
 use harness::*;
 use serde_json::{Value, json};
 
-const MEASURES: [&str; 5] = [
+const MEASURES: [&str; 6] = [
     "frozen",
     "frozen, own figure",
     "checkpoint",
     "restore",
+    "restore, own figure",
     "lazy restore",
 ];
 
@@ -111,6 +113,8 @@ fn micros(time: Duration) -> u64 {
 
 /// Everything once, in a fresh container.
 fn one_turn(tool: &str, criu: &Path, mib: u32) -> Vec<(&'static str, u64)> {
+    // What others have left in the page cache would slow down whoever writes next.
+    nix::unistd::sync();
     let scratch = Scratch::new(&format!("bench-{tool}"));
     let runc = Runc::with_criu(&scratch, criu);
     let size = mib.to_string();
@@ -128,7 +132,14 @@ fn one_turn(tool: &str, criu: &Path, mib: u32) -> Vec<(&'static str, u64)> {
     let from = now_us();
     container.dumped(&left, &["--leave-running"]);
     let (_, frozen) = largest_gap(&gaps, from, now_us());
-    let own = own_frozen(&scratch.join("left.work"), &left);
+    let own = own_stats(
+        "stats-dump",
+        Kind::StatsDump,
+        &scratch.join("left.work"),
+        &left,
+    );
+    let own = own.dump.expect("figures of a dump");
+    let own = u64::from(own.freezing_time) + u64::from(own.frozen_time);
 
     let images = scratch.join("images");
     let start = Instant::now();
@@ -138,6 +149,9 @@ fn one_turn(tool: &str, criu: &Path, mib: u32) -> Vec<(&'static str, u64)> {
     let from = now_us();
     container.restored(&images, &[]);
     let restore = first_tick_after(&gaps, from) - from;
+    let work = scratch.join("images.work");
+    let own_restore = own_stats("stats-restore", Kind::StatsRestore, &work, &images);
+    let own_restore = own_restore.restore.expect("figures of a restore");
 
     // The same images once more, lazily.
     let init = container.init();
@@ -167,7 +181,8 @@ fn one_turn(tool: &str, criu: &Path, mib: u32) -> Vec<(&'static str, u64)> {
         (MEASURES[1], own),
         (MEASURES[2], checkpoint),
         (MEASURES[3], restore),
-        (MEASURES[4], lazy_restore),
+        (MEASURES[4], u64::from(own_restore.restore_time)),
+        (MEASURES[5], lazy_restore),
     ]
 }
 
@@ -217,16 +232,15 @@ fn first_tick_after(path: &Path, from: u64) -> u64 {
     before + gap
 }
 
-fn own_frozen(work: &Path, images: &Path) -> u64 {
+/// What the tool says of itself.
+fn own_stats(name: &str, kind: Kind, work: &Path, images: &Path) -> StatsEntry {
     let bytes = [work, images]
         .iter()
-        .find_map(|dir| fs::read(dir.join("stats-dump")).ok())
-        .expect("the tool leaves a stats-dump");
+        .find_map(|dir| fs::read(dir.join(name)).ok())
+        .expect("the tool leaves figures");
     let mut set = Set::new();
-    set.put_raw("stats-dump", bytes).expect("take stats-dump");
-    let stats: StatsEntry = set.require(Kind::StatsDump, 0).expect("read stats-dump");
-    let dump = stats.dump.expect("figures of a dump");
-    u64::from(dump.freezing_time) + u64::from(dump.frozen_time)
+    set.put_raw(name, bytes).expect("take figures");
+    set.require(kind, 0).expect("read figures")
 }
 
 fn median(values: &[u64]) -> u64 {
