@@ -20,8 +20,6 @@
 pub mod base;
 pub mod sys;
 pub mod image;
-// Its tests fill pages with numbers of their own.
-#[cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 pub mod memory;
 pub mod objects;
 pub mod engine;

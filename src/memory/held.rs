@@ -312,7 +312,11 @@ mod tests {
         let child = Child::fork();
         let range = PageRange::with_pages(child.mmap(64 * PAGE), 64).unwrap();
         for page in (1..64).step_by(3) {
-            child.fill(range.start() + page * PAGE, PAGE, page as u8);
+            child.fill(
+                range.start() + page * PAGE,
+                PAGE,
+                u8::try_from(page).unwrap(),
+            );
         }
         pidfd::send_signal(child.pidfd().as_fd(), libc::SIGSTOP).unwrap();
         let mut space = Space::open(SpaceId(7), child.pid()).unwrap();

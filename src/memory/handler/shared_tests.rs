@@ -67,7 +67,13 @@ impl World {
     }
 
     fn madvise(&self, first: u64, pages: u64, advice: i32) {
-        let args = [self.page(first), pages * PAGE, advice as u64, 0, 0];
+        let args = [
+            self.page(first),
+            pages * PAGE,
+            u64::from(advice.cast_unsigned()),
+            0,
+            0,
+        ];
         assert_eq!(self.child.call(libc::SYS_madvise, args), 0);
     }
 
@@ -212,13 +218,19 @@ fn shared_memory_that_moves_grows_or_is_left_behind_is_followed() {
     child.munmap(world.page(16), (PAGES - 16) * PAGE);
     child.mprotect(world.page(15), PAGE, libc::PROT_READ);
     let grown = child.call(libc::SYS_mremap, [world.page(15), PAGE, 9 * PAGE, 0, 0]);
-    assert_eq!(grown as u64, world.page(15));
+    assert_eq!(grown.cast_unsigned(), world.page(15));
     child.mprotect(world.page(20), PAGE, libc::PROT_READ);
     assert_eq!(world.sum(21, 1), whole(21, 1));
     // Moved, and left at the old place as well.
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    let args = [world.at, 15 * PAGE, 15 * PAGE, flags as u64, target];
-    assert_eq!(child.call(libc::SYS_mremap, args) as u64, target);
+    let args = [
+        world.at,
+        15 * PAGE,
+        15 * PAGE,
+        u64::from(flags.cast_unsigned()),
+        target,
+    ];
+    assert_eq!(child.call(libc::SYS_mremap, args).cast_unsigned(), target);
     assert_eq!(child.sum(target + 2 * PAGE, PAGE), whole(2, 1));
     assert_eq!(world.sum(1, 1), whole(1, 1));
     fill::fill_all(&handler.sink(), &Pattern, 2).unwrap();
@@ -229,7 +241,7 @@ fn shared_memory_that_moves_grows_or_is_left_behind_is_followed() {
     // What nobody mapped came all the same.
     let rest = (PAGES - 21) * PAGE;
     let grown = child.call(libc::SYS_mremap, [world.page(21), 3 * PAGE, rest, 0, 0]);
-    assert_eq!(grown as u64, world.page(21));
+    assert_eq!(grown.cast_unsigned(), world.page(21));
     assert_eq!(world.sum(0, PAGES), whole(0, PAGES));
 }
 

@@ -159,7 +159,7 @@ fn memory_that_moves_goes_away_or_is_thrown_away_is_followed() {
     let handler = start(vec![space], vec![]);
     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
     let moved = child.call(libc::SYS_mremap, [at, 16 * PAGE, 32 * PAGE, flags, target]);
-    assert_eq!(moved as u64, target);
+    assert_eq!(moved.cast_unsigned(), target);
     assert_eq!(
         child.sum(target + 5 * PAGE, PAGE),
         expected(OWN, at + 5 * PAGE, 1)
@@ -321,7 +321,7 @@ fn memory_that_moves_and_forks_while_two_threads_fill_it_stays_right() {
                 let block = usize::try_from((i * 5 + round) % 8).unwrap();
                 let from = place[block];
                 let moved = child.call(libc::SYS_mremap, [from, 64 * PAGE, 64 * PAGE, flags, free]);
-                assert_eq!(moved as u64, free);
+                assert_eq!(moved.cast_unsigned(), free);
                 place[block] = free;
                 free = from;
                 if i % 6 == 2 {
