@@ -10,7 +10,9 @@ use harness::*;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Every facet of `bundles/probes/state.c`.
@@ -61,13 +63,30 @@ fn comes_back(scratch: &Scratch, facet: &str, criu: &Path, by: &[&str]) {
     program_comes_back(scratch, &sample("state"), facet, criu, by);
 }
 
+/// Tasks, in whatever session; killed when dropped.
+struct Tasks(Vec<i32>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The numbers of a killed tree are free until it is restored: no other restore of
+/// this file may take one of them for a helper meanwhile.
+static NUMBERS: Mutex<()> = Mutex::new(());
+
 fn program_comes_back(scratch: &Scratch, program: &Path, facet: &str, criu: &Path, by: &[&str]) {
     let held = Held::start(scratch, &[], program, facet);
     let images = scratch.dir(format!("{facet}.img"));
-    let pids = descendants(held.pid.as_raw());
+    let tasks = Tasks(descendants(held.pid.as_raw()));
+    let numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     dump(criu, by, held.pid, &images);
-    Held::are_gone(&pids);
+    Held::are_gone(&tasks.0);
     restore(&images);
+    drop(numbers);
     held.is_asked();
 }
 
@@ -131,6 +150,7 @@ fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
     let held = Held::start(&scratch, &[], &sample("state"), "family");
     let images = scratch.dir("images");
     let pids = descendants(held.pid.as_raw());
+    let _numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     dump(&dunlin(), &["criu"], held.pid, &images);
     Held::are_gone(&pids);
 
