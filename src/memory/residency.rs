@@ -399,6 +399,21 @@ impl Residency {
             .chain(shared)
             .min_by_key(|(object, r)| (*object, r.start()))
     }
+
+    /// All pages that are needed and not here, as [`Self::next_missing`] names them.
+    #[must_use]
+    pub fn missing_ranges(&self) -> Vec<(Object, PageRange)> {
+        let mut all = Vec::new();
+        let mut from = None;
+        while let Some((object, range)) = self.next_missing(from, u64::MAX >> 1) {
+            all.push((object, range));
+            from = Some(Origin {
+                object,
+                at: range.end(),
+            });
+        }
+        all
+    }
 }
 
 #[cfg(test)]

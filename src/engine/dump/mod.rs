@@ -143,11 +143,13 @@ impl Frozen {
         for (index, mapped) in mapped.iter().enumerate() {
             rests.push(match mapped {
                 Some(mapped) => Some(process::capture(&mut self.tree, index, mapped, &mut cx)?),
-                None => None,
+                None => {
+                    let dead = self.tree.processes().get(index);
+                    let gone = || Error::bug("capture", "no such process");
+                    process::zombie(dead.ok_or_else(gone)?, cx.set);
+                    None
+                }
             });
-            if let (None, Some(dead)) = (mapped, self.tree.processes().get(index)) {
-                process::zombie(dead, cx.set);
-            }
             self.pstree(index, cx.set, opts.common.shell_job)?;
         }
         for ((mapped, rest), scan) in mapped.iter().zip(&rests).zip(scan()?) {

@@ -249,6 +249,16 @@ impl Pages {
         self.runs.values().flatten().map(|r| r.range.len()).sum()
     }
 
+    /// Which pages may wait, of each object that has some.
+    pub fn lazy(&self) -> Vec<(Object, Vec<PageRange>)> {
+        let of = |runs: &Vec<Run>| runs.iter().filter(|r| r.lazy).map(|r| r.range).collect();
+        self.runs
+            .iter()
+            .map(|(object, runs)| (*object, of(runs)))
+            .filter(|(_, ranges): &(_, Vec<_>)| !ranges.is_empty())
+            .collect()
+    }
+
     /// Writes pages files into `dir` and their pagemaps into `set`. With
     /// `leave_lazy`, pages that may wait stay in the tasks and are only listed.
     ///

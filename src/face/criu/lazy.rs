@@ -12,7 +12,7 @@ use super::job::Job;
 use super::notices::Notices;
 use super::typed::Typed;
 use super::write_pidfile;
-use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
+use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{Captured, Frozen, Pages};
 use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::restore::ImagePages;
@@ -22,7 +22,7 @@ use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss, Outcome};
 use crate::memory::handoff::{Ready, Server};
 use crate::memory::serve::serve_one;
-use crate::memory::{Filler, Object, Origin, PageReader, PageSink};
+use crate::memory::{Filler, PageReader, PageSink};
 use crate::migrate;
 use crate::migrate::journal::{DEFAULT_DIR, Facts, Journal, Phase, Side};
 use crate::migrate::pages::{self, Client, Ended, Keeper, SESSION_FILE, Ticket};
@@ -109,15 +109,7 @@ impl PageServer {
         pages: Pages,
         root: HostPid,
     ) -> Result<()> {
-        let objects: Vec<(Object, Vec<PageRange>)> = pages
-            .runs
-            .iter()
-            .map(|(object, runs)| {
-                let lazy = runs.iter().filter(|run| run.lazy).map(|run| run.range);
-                (*object, lazy.collect::<Vec<_>>())
-            })
-            .filter(|(_, ranges)| !ranges.is_empty())
-            .collect();
+        let objects = pages.lazy();
         let runtime = migrate::runtime()?;
         job.status_ready()?;
         notices.status_ready(root)?;
@@ -312,7 +304,7 @@ fn from_page_server(
     let sink: Arc<dyn PageSink> = Arc::clone(&filler) as Arc<dyn PageSink>;
     let fetched = client.run(
         &sink,
-        move || Ok(missing(&filler)),
+        move || Ok(filler.residency().missing_ranges()),
         move || report(handler.wait()?),
     );
     if fetched.is_err() {
@@ -340,18 +332,4 @@ fn take_over(
         Box::new(|_| OnLoss::Kill),
     )?;
     Ok((restorer, filler, handler))
-}
-
-fn missing(filler: &Filler) -> Vec<(Object, PageRange)> {
-    let residency = filler.residency();
-    let mut all = Vec::new();
-    let mut from: Option<Origin> = None;
-    while let Some((object, range)) = residency.next_missing(from, u64::MAX >> 1) {
-        all.push((object, range));
-        from = Some(Origin {
-            object,
-            at: range.end(),
-        });
-    }
-    all
 }

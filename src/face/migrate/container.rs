@@ -161,15 +161,7 @@ impl Container for RuncContainer {
         let mut images: Vec<(String, Vec<u8>)> =
             set.files().map(|(n, b)| (n, b.to_vec())).collect();
         images.extend(eager.files()?);
-        let objects = pages
-            .runs
-            .iter()
-            .map(|(object, runs)| {
-                let lazy = runs.iter().filter(|r| r.lazy).map(|r| r.range);
-                (*object, lazy.collect::<Vec<_>>())
-            })
-            .filter(|(_, ranges)| !ranges.is_empty())
-            .collect();
+        let objects = pages.lazy();
         Ok(Capture {
             images,
             pages: Arc::new(pages.held),

@@ -23,7 +23,7 @@ use crate::face::scripts::Scripts;
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
 use crate::memory::handoff::{Ready, Server, Session};
-use crate::memory::{Filler, Object, Origin, PageSink, PageSource};
+use crate::memory::{Filler, Object, PageSink, PageSource};
 use crate::migrate::ports::{Host, Landed, Serving};
 use crate::migrate::remote::Remote;
 use crate::runtime::runc;
@@ -228,17 +228,7 @@ impl Serving for HandlerServing {
     }
 
     fn missing(&self) -> Result<Vec<(Object, PageRange)>> {
-        let residency = self.filler.residency();
-        let mut all: Vec<(Object, PageRange)> = Vec::new();
-        let mut from: Option<Origin> = None;
-        while let Some((object, range)) = residency.next_missing(from, u64::MAX >> 1) {
-            all.push((object, range));
-            from = Some(Origin {
-                object,
-                at: range.end(),
-            });
-        }
-        Ok(all)
+        Ok(self.filler.residency().missing_ranges())
     }
 
     fn fail(&self, why: Error) {

@@ -66,6 +66,17 @@ impl World {
         start(vec![space], vec![self.lazy()])
     }
 
+    /// A second child that maps the same, and the handler of both.
+    fn start_two(&self) -> (Child, Handler) {
+        let second = self.child.spawn();
+        let spaces = vec![
+            self.space(&self.child, SPACE, self.at, PAGES),
+            self.space(&second, SpaceId(2), self.at, PAGES),
+        ];
+        let handler = start(spaces, vec![self.lazy()]);
+        (second, handler)
+    }
+
     fn madvise(&self, first: u64, pages: u64, advice: i32) {
         let args = [
             self.page(first),
@@ -126,13 +137,7 @@ fn a_page_table_that_forgets_shared_memory_loses_nothing() {
 #[test]
 fn a_hole_punched_before_its_pages_came_stays_a_hole() {
     let world = World::new();
-    let second = world.child.spawn();
-    let at = world.at;
-    let spaces = vec![
-        world.space(&world.child, SPACE, at, PAGES),
-        world.space(&second, SpaceId(2), at, PAGES),
-    ];
-    let handler = start(spaces, vec![world.lazy()]);
+    let (second, handler) = world.start_two();
     for round in 0..4 {
         world.madvise(4 * round, 2, libc::MADV_REMOVE);
         // The one forgets, the other removes: neither is taken for the other.
@@ -248,13 +253,8 @@ fn shared_memory_that_moves_grows_or_is_left_behind_is_followed() {
 #[test]
 fn shared_memory_is_needed_until_its_last_mapping_goes() {
     let world = World::new();
-    let second = world.child.spawn();
+    let (second, handler) = world.start_two();
     let at = world.at;
-    let spaces = vec![
-        world.space(&world.child, SPACE, at, PAGES),
-        world.space(&second, SpaceId(2), at, PAGES),
-    ];
-    let handler = start(spaces, vec![world.lazy()]);
     // A child of the first, and then neither of them.
     let third = world.child.spawn();
     world.child.munmap(at, PAGES * PAGE);
