@@ -247,6 +247,28 @@ fn a_script_that_fails_before_the_resume_leaves_nothing_restored() {
 }
 
 #[test]
+fn the_log_of_a_restore_tells_its_plan_before_anything_is_made() {
+    needs!(root, gcc);
+    let job = Job::start(&[], "family");
+    let pids = descendants(job.pid());
+    assert!(pids.len() > 1, "{pids:?}");
+    job.is_dumped(&[]);
+    let script = job.script("script");
+    job.fails_at("pre-restore");
+    assert!(!job.restore(&[&script], &[]).ok());
+    let log = job.log("restore.log");
+    for pid in &pids[1..] {
+        let made = format!(" forks {pid}\n");
+        assert!(log.contains(&made), "{made}: {log}");
+    }
+    let last = log.find("plan: all go on").expect("the plan ends");
+    let first_stage = log.find("pre-restore").expect("a stage");
+    assert!(last < first_stage, "{log}");
+    assert!(job.restore(&[], &[]).ok());
+    job.held.is_asked();
+}
+
+#[test]
 fn of_several_scripts_the_last_named_runs_first_and_all_run() {
     needs!(root, gcc);
     let job = Job::start(&[], "clock");

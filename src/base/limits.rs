@@ -5,7 +5,5 @@
 pub const MAX_RECORD: usize = 64 << 20;
 /// Largest image file that is kept in memory, bytes (pages files are not).
 pub const MAX_IMAGE_FILE: u64 = 1 << 30;
-/// Largest control frame between peers, bytes.
-pub const MAX_FRAME: usize = 64 << 20;
 /// Most tasks in a tree.
 pub const MAX_TASKS: usize = 1 << 16;

@@ -98,13 +98,9 @@ impl<'a> Plan<'a> {
         self.namespaces.any_private()
     }
 
-    /// What would be done, one step a line.
-    pub fn print(&self) -> String {
-        self.inner
-            .steps()
-            .iter()
-            .map(|s| format!("{s}\n"))
-            .collect()
+    /// What will be done, in order, a sentence each.
+    pub fn steps(&self) -> impl Iterator<Item = String> {
+        self.inner.steps().into_iter().map(|s| s.to_string())
     }
 
     /// Builds all tasks, stopped. `pages` gives their memory; `observer` is told

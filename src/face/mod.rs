@@ -4,6 +4,7 @@
 //! and by its first argument. Under the name `criu` it is a drop-in for CRIU;
 //! `dunlin criu ARGS...` is the same without the name.
 
+mod address;
 mod check;
 mod criu;
 mod help;

@@ -11,9 +11,10 @@ use super::records::ManifestEntry;
 use super::set::Set;
 use crate::base::limits::MAX_IMAGE_FILE;
 use crate::base::{Error, Result, ResultExt};
+use crate::sys::private;
 use ring::digest::{SHA256, digest};
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -127,7 +128,7 @@ impl Set {
                 .chain([(manifest_name.clone(), manifest.as_slice())])
         };
         for (name, bytes) in files() {
-            write_file(&aside.join(&name), bytes)?;
+            private::write(&aside.join(&name), bytes)?;
         }
         let place = |name: &str| {
             fs::rename(aside.join(name), dir.join(name)).context(|| format!("rename {name}"))
@@ -246,17 +247,6 @@ fn remove_old(set: &Set, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let what = || format!("write {}", path.display());
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .context(what)?;
-    file.write_all(bytes).context(what)
 }
 
 /// Reads a file that must be a regular one, not a link to another.

@@ -34,5 +34,3 @@ pub const SHSTK: u32 = 1 << 15;
 pub const GUARD: u32 = 1 << 16;
 /// Breakpoints of the kernel.
 pub const UPROBES: u32 = 1 << 17;
-/// Cannot be saved; never in an image.
-pub const UNSUPPORTED: u32 = 1 << 31;

@@ -14,7 +14,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,13 +29,14 @@ use super::control::Control;
 use super::destination_pages;
 use super::gate::{self, Gate};
 use super::guard::Guard;
-use super::images::{Images, write_private};
+use super::images::Images;
 use super::journal::{self, Facts, Journal, Phase};
 use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
 use super::probe::Probe;
 use super::remote::Remote;
 use crate::base::{Error, Result, ResultExt, utc};
+use crate::sys::private;
 use crate::wire::frame::{Frame, Kind};
 use crate::wire::message::{self, Entry, Figure, Lane, Offer, Reasons, Remove, Step};
 use crate::wire::secret::{Side, Token, hex};
@@ -240,10 +241,10 @@ fn make_dirs(l: &Landed, offer: &Offer, config: &serde_json::Value) -> Result<()
     dir(&l.bundle.join("rootfs"), 0o755)?;
     let json = serde_json::to_vec(config)
         .map_err(|e| Error::other(crate::base::Blame::Us, "write config.json", e))?;
-    write_private(&l.bundle.join("config.json"), &json)?;
+    private::write(&l.bundle.join("config.json"), &json)?;
     let d = serde_json::to_vec(&offer.descriptors)
         .map_err(|e| Error::other(crate::base::Blame::Us, "write descriptors.json", e))?;
-    write_private(&l.images.join("descriptors.json"), &d)
+    private::write(&l.images.join("descriptors.json"), &d)
 }
 
 impl Job<'_> {
@@ -427,14 +428,12 @@ impl Job<'_> {
         let when = utc(secs);
         let line = format!("{} {e}\n", String::from_utf8_lossy(&when));
         let path = self.landed.loss();
-        let said = fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut f| f.write_all(line.as_bytes()));
+        let said = private::append(&path).and_then(|mut f| {
+            f.write_all(line.as_bytes())
+                .context(|| format!("write {}", path.display()))
+        });
         if let Err(e) = said {
-            warn!("write {}: {e}", path.display());
+            warn!("{e}");
         }
     }
 

@@ -1,12 +1,12 @@
 //! Image files of a migration, written as they come; and what else is put beside
 //! them for runc.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::base::{Error, Result, ResultExt, limits};
+use crate::sys::private;
 use crate::wire::message::{Image, StateEnd};
 use crate::wire::transport::printable;
 
@@ -50,7 +50,7 @@ impl<'a> Images<'a> {
             ));
         }
         self.count += 1;
-        self.open = Some((create_private(&self.dir.join(&i.name))?, i.size));
+        self.open = Some((private::create(&self.dir.join(&i.name))?, i.size));
         Ok(())
     }
 
@@ -73,23 +73,4 @@ impl<'a> Images<'a> {
         }
         Ok(())
     }
-}
-
-/// Writes a new file that only its owner may read.
-///
-/// # Errors
-/// It is there already, or cannot be written.
-pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    create_private(path)?
-        .write_all(bytes)
-        .context(|| format!("write {}", path.display()))
-}
-
-fn create_private(path: &Path) -> Result<File> {
-    fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .context(|| format!("create {}", path.display()))
 }

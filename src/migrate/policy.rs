@@ -6,8 +6,6 @@
 
 use serde_json::{Map, Value};
 
-use crate::base::{Blame, Error, Result};
-
 /// What the operator of the receiver allows beyond the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -128,21 +126,6 @@ pub fn admit(config: &[u8], policy: &Policy) -> std::result::Result<Admitted, Ve
         }
         Err(j.denied)
     }
-}
-
-/// The directory that holds the root file system of a bundle, as its
-/// config.json names it, relative to the bundle.
-///
-/// # Errors
-/// No config, or a path outside of the bundle.
-pub fn root_of(config: &[u8], bundle: &std::path::Path) -> Result<std::path::PathBuf> {
-    let value: Value = serde_json::from_slice(config)
-        .map_err(|e| Error::other(Blame::Caller, "read config.json", e))?;
-    let path = value
-        .pointer("/root/path")
-        .and_then(Value::as_str)
-        .ok_or_else(|| Error::caller("config.json", "has no root.path"))?;
-    Ok(bundle.join(path))
 }
 
 impl Judge<'_> {

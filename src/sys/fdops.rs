@@ -389,7 +389,7 @@ pub fn now(clock: i32) -> Result<u64> {
     Ok(nanos(t))
 }
 
-/// A byte-range lock for [`set_ofd_lock`] or for F_SETLK in a task.
+/// A byte-range lock for F_SETLK or F_OFD_SETLK in a task.
 ///
 /// Its bytes are `struct flock` of fcntl(2).
 #[must_use]
@@ -413,7 +413,8 @@ const _: () = assert!(libc::F_RDLCK == 0 && libc::F_WRLCK == 1);
 ///
 /// # Errors
 /// EAGAIN when another holds it, EBADF when the file is not open for it.
-pub fn set_ofd_lock(fd: BorrowedFd<'_>, write: bool, start: i64, len: i64) -> Result<()> {
+#[cfg(test)]
+pub(crate) fn set_ofd_lock(fd: BorrowedFd<'_>, write: bool, start: i64, len: i64) -> Result<()> {
     let bytes = flock_bytes(write, start, len);
     // SAFETY: the kernel reads struct flock, whose 32 bytes these are; it
     // copies them from user memory without regard to alignment.

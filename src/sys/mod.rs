@@ -27,6 +27,7 @@ pub mod socket;
 pub mod sock_diag;
 pub mod fdops;
 pub mod inherited;
+pub mod private;
 pub mod tty;
 
 #[cfg(test)]

@@ -16,8 +16,6 @@ use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 
 /// Categories of a page: `PAGE_IS_*` of `<linux/fs.h>`.
 pub mod is {
-    /// Write tracking reaches the page.
-    pub const WPALLOWED: u64 = 1 << 0;
     /// Written since it was tracked (or never tracked).
     pub const WRITTEN: u64 = 1 << 1;
     /// Backed by a file or shared memory; on a private mapping: not changed.
@@ -28,8 +26,6 @@ pub mod is {
     pub const SWAPPED: u64 = 1 << 4;
     /// The shared page of zeros.
     pub const PFNZERO: u64 = 1 << 5;
-    /// Part of a huge page.
-    pub const HUGE: u64 = 1 << 6;
     /// A guard marker (MADV_GUARD_INSTALL), no page.
     pub const GUARD: u64 = 1 << 8;
 }

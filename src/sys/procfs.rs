@@ -2,7 +2,7 @@
 //! checked; a line that does not parse is an error that quotes it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 
@@ -340,30 +340,6 @@ pub fn link(pid: HostPid, what: &str) -> Result<PathBuf> {
 /// Whatever open(2) and read(2) say.
 pub fn file(pid: HostPid, what: &str) -> Result<Vec<u8>> {
     read(pid, what)
-}
-
-/// The inode number that names a namespace of a task: `what` is `mnt`, `pid`, ...
-///
-/// # Errors
-/// ENOENT for a kind that this kernel does not know.
-pub fn ns_inode(pid: HostPid, what: &str) -> Result<u64> {
-    let target = link(pid, &format!("ns/{what}"))?;
-    parse_ns(&target).ok_or_else(|| {
-        Error::bug(
-            format!("parse /proc/{pid}/ns/{what}"),
-            "no inode in the link",
-        )
-    })
-}
-
-fn parse_ns(target: &Path) -> Option<u64> {
-    target
-        .to_str()?
-        .split_once('[')?
-        .1
-        .strip_suffix(']')?
-        .parse()
-        .ok()
 }
 
 /// Reads `/proc/PID/maps`.

@@ -265,17 +265,6 @@ impl Stopped {
         }
     }
 
-    /// Asks for another `PTRACE_EVENT_STOP` as soon as it is continued, so that
-    /// it passes through the kernel's signal path (which restarts calls).
-    ///
-    /// # Errors
-    /// ESRCH if it was killed.
-    pub fn interrupt_again(&mut self) -> Result<()> {
-        ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0)
-            .map(drop)
-            .map_err(|e| self.err("interrupt", e))
-    }
-
     /// Changes the options it was seized with.
     ///
     /// # Errors

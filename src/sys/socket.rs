@@ -307,18 +307,6 @@ pub fn unix_file(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Bytes in the send queue that nobody has taken (SIOCOUTQ). unix(7), tcp(7)
-///
-/// # Errors
-/// EINVAL for a listening socket.
-pub fn unsent(fd: BorrowedFd<'_>) -> Result<u32> {
-    let mut n: i32 = 0;
-    // SAFETY: the kernel writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut n) })
-        .map_err(|e| Error::os("SIOCOUTQ", e))?;
-    Ok(u32::try_from(n).unwrap_or(0))
-}
-
 /// One message that was looked at, not taken.
 #[derive(Debug)]
 pub struct Peeked {

@@ -24,7 +24,7 @@ mod event;
 
 use crate::base::{Error, PageRange, Result, VAddr};
 use abi::*;
-pub use event::{Event, FAULT_MINOR, FAULT_WP, FAULT_WRITE};
+pub use event::{Event, FAULT_WRITE};
 use event::{MSG, parse};
 
 /// Feature bits of UFFDIO_API.
@@ -35,8 +35,6 @@ pub mod feature {
     pub const EVENT_REMAP: u64 = 1 << 2;
     /// madvise(DONTNEED), madvise(REMOVE) are told.
     pub const EVENT_REMOVE: u64 = 1 << 3;
-    /// Missing faults on hugetlbfs.
-    pub const MISSING_HUGETLBFS: u64 = 1 << 4;
     /// Missing faults on shared memory.
     pub const MISSING_SHMEM: u64 = 1 << 5;
     /// munmap is told.
@@ -45,15 +43,13 @@ pub mod feature {
     pub const THREAD_ID: u64 = 1 << 8;
     /// Minor faults on shared memory.
     pub const MINOR_SHMEM: u64 = 1 << 10;
-    /// Write protection on shared memory and hugetlbfs.
-    pub const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
     /// Write protection reaches pages that do not exist yet.
     pub const WP_UNPOPULATED: u64 = 1 << 13;
     /// [`super::Uffd::poison`].
     pub const POISON: u64 = 1 << 14;
     /// Written pages are only marked; nobody waits.
     pub const WP_ASYNC: u64 = 1 << 15;
-    /// [`super::Uffd::move_request`].
+    /// UFFDIO_MOVE: pages move within an address space.
     pub const MOVE: u64 = 1 << 16;
 
     /// What lazy filling needs.
@@ -64,10 +60,6 @@ pub mod feature {
 pub mod mode {
     /// Faults on pages that do not exist.
     pub const MISSING: u64 = 1 << 0;
-    /// Writes to protected pages.
-    pub const WP: u64 = 1 << 1;
-    /// Faults on pages that exist, but are not mapped here.
-    pub const MINOR: u64 = 1 << 2;
 }
 
 /// Bytes fetched by one read(2).
@@ -220,45 +212,12 @@ impl Uffd {
         self.fill(UFFDIO_ZEROPAGE, "zeropage", range)
     }
 
-    /// Maps what the shared object holds in `range` (after a minor fault).
-    ///
-    /// # Errors
-    /// EFAULT when the object has no such page, EINVAL on private memory.
-    pub fn resume_minor(&self, range: PageRange) -> Result<Filled> {
-        self.fill(UFFDIO_CONTINUE, "continue", range)
-    }
-
     /// Lets every later access to `range` end in SIGBUS.
     ///
     /// # Errors
     /// As [`Self::copy`].
     pub fn poison(&self, range: PageRange) -> Result<Filled> {
         self.fill(UFFDIO_POISON, "poison", range)
-    }
-
-    /// Request number and argument with which the guarded task itself moves
-    /// pages within its address space; holes stay holes. From outside the kernel
-    /// says EINVAL (measured), so this is for injection.
-    #[must_use]
-    pub fn move_request(from: VAddr, to: PageRange) -> (u64, [u64; 5]) {
-        (
-            u64::from(UFFDIO_MOVE),
-            [to.start(), from.0, to.len(), MOVE_ALLOW_SRC_HOLES, 0],
-        )
-    }
-
-    /// Write-protects `range`, or ends that.
-    ///
-    /// # Errors
-    /// ENOENT when not all is registered for it, EAGAIN while events wait.
-    pub fn write_protect(&self, range: PageRange, on: bool) -> Result<()> {
-        let mut arg = WriteProtect {
-            range: abi(range),
-            mode: if on { WRITEPROTECT_WP } else { 0 },
-        };
-        // SAFETY: `WriteProtect` is the struct of UFFDIO_WRITEPROTECT.
-        unsafe { self.ioctl(UFFDIO_WRITEPROTECT, &raw mut arg) }
-            .map_err(|e| Error::os(format!("userfaultfd write-protect {range}"), e))
     }
 
     /// Whether `range` is still one guarded area: asks for something that cannot

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -16,7 +15,7 @@ use super::typed::Typed;
 use crate::base::{Error, Result, ResultExt};
 use crate::face::log::{self, DEFAULT_VERBOSITY, Sink};
 use crate::image::records::rpc::CriuOpts;
-use crate::sys::inherited;
+use crate::sys::{inherited, private};
 
 /// Name of the log in the work directory where an RPC client gives none.
 const DEFAULT_LOG: &str = "criu.log";
@@ -184,13 +183,10 @@ fn log_of(request: &CriuOpts, over: &Typed, typed: &Typed, work: &Dir) -> Result
 }
 
 fn open_log(path: PathBuf) -> Result<Sink> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|file| file.set_len(0).map(|()| Sink::File(file)))
-        .context(|| format!("log file {}", path.display()))
+    let what = || format!("log file {}", path.display());
+    let file = private::append(&path).map_err(|e| e.within("log file"))?;
+    file.set_len(0).context(what)?;
+    Ok(Sink::File(file))
 }
 
 fn enter(work: &Dir) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Memory that follows lazily: `criu lazy-pages`, which fills a tree that is
 //! being restored, and the end of a lazy dump, which serves its pages.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{Captured, Frozen, Pages};
 use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::restore::ImagePages;
-use crate::face::place;
+use crate::face::{address, place};
 use crate::image::Set;
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss, Outcome};
@@ -67,7 +67,7 @@ impl PageServer {
     /// No port was named, or it cannot be had; `root` has no cgroup in which it can
     /// be held; no journal can be kept.
     pub(crate) fn bind(typed: &Typed, root: HostPid) -> Result<Self> {
-        let at = address(typed)?;
+        let at = named(typed)?;
         let listener = TcpListener::bind(at).context(|| format!("listen on {at}"))?;
         let ticket = Ticket::fresh()?;
         let session = ticket.session();
@@ -216,16 +216,12 @@ impl Tree {
     }
 }
 
-fn address(typed: &Typed) -> Result<SocketAddr> {
+fn named(typed: &Typed) -> Result<SocketAddr> {
     let host = typed.address.as_deref().unwrap_or("127.0.0.1");
     let port = typed
         .port
         .ok_or_else(|| Error::caller("lazy pages over the network", "need a port (--port)"))?;
-    let context = || format!("address {host}:{port}");
-    let mut found = (host, port).to_socket_addrs().context(context)?;
-    found
-        .next()
-        .ok_or_else(|| Error::errno(context(), libc::EADDRNOTAVAIL))
+    address::of(host, port)
 }
 
 /// `criu lazy-pages`: fills one tree that is restored with this work directory,
@@ -237,7 +233,7 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let remote = if job.typed.page_server {
         let path = job.images.path().join(SESSION_FILE);
         let session = std::fs::read(&path).context(|| format!("session {}", path.display()))?;
-        Some((address(&job.typed)?, session))
+        Some((named(&job.typed)?, session))
     } else {
         None
     };

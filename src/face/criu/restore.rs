@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::wait::wait;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::job::Job;
 use super::stats::{self, micros};
@@ -43,6 +43,9 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     let set = Set::load(job.images.path())?;
     set.verify()?;
     let plan = Plan::read(&set, options)?;
+    for step in plan.steps() {
+        debug!("plan: {step}");
+    }
     notices.of_tasks(plan.has_own_network(), plan.has_own_namespaces());
     let pages = ImagePages::open(&set, job.images.path())?;
     let mut rebuilt = plan.apply(&pages, &mut notices)?;

@@ -1,6 +1,6 @@
 //! Options of the migration commands: what was typed, then what it means.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::{Parser, ValueExt};
 
 use crate::base::{Error, ResultExt};
-use crate::face::Failure;
+use crate::face::{Failure, address};
 use crate::migrate::policy::{OWN, Policy};
 use crate::migrate::probe::{self, Probe};
 use crate::wire::secret::Token;
@@ -39,11 +39,9 @@ fn path(p: &mut Parser) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(p.value().map_err(usage)?))
 }
 
-fn address(s: &str) -> Result<SocketAddr, Failure> {
-    s.to_socket_addrs()
-        .context(|| format!("address {s:?}"))?
-        .next()
-        .ok_or_else(|| Failure::Usage(Error::caller(format!("address {s:?}"), "is none")))
+fn address(text: &str) -> Result<SocketAddr, Failure> {
+    let (host, port) = address::parts(text).map_err(Failure::Usage)?;
+    Ok(address::of(&host, port)?)
 }
 
 /// What was typed, an argument at a time.

@@ -4,9 +4,9 @@
 //! there for the images. Then it rebuilds everything, hands the empty address
 //! spaces over, and waits for our grant; we serve the pages and outlive it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -27,7 +27,7 @@ use crate::memory::{Filler, Object, PageSink, PageSource};
 use crate::migrate::ports::{Host, Landed, Serving};
 use crate::migrate::remote::Remote;
 use crate::runtime::runc;
-use crate::sys::{cgroup, procfs};
+use crate::sys::{cgroup, private, procfs};
 use crate::wire::message::Offer;
 
 /// How long runc may take until its criu waits for the images.
@@ -102,13 +102,7 @@ impl RuncHost {
             let Some(file) = &self.output else {
                 return Ok(Stdio::null());
             };
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(file)
-                .map(Stdio::from)
-                .context(|| format!("open {}", file.display()))
+            private::append(file).map(Stdio::from)
         };
         Command::new("runc")
             .arg("--root")

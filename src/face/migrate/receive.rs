@@ -2,16 +2,15 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use super::args;
 use super::host::RuncHost;
 use super::resolve;
-use crate::base::{Error, Result, ResultExt};
+use crate::base::ResultExt;
 use crate::face::scripts::Scripts;
 use crate::face::{Failure, log};
 use crate::migrate::{self, destination};
+use crate::sys::private;
 use crate::wire::secret::Token;
 use crate::wire::tls::Identity;
 
@@ -42,7 +41,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let token = Token::fresh(identity.as_ref().map(|i| &i.certificate[..]))?;
     match &session.token_file {
         Some(file) => {
-            write_token(file, &token)?;
+            private::replace(file, format!("{}\n", token.to_text()).as_bytes())?;
             println!("listening on {at}, token in {}", file.display());
         }
         None => {
@@ -82,26 +81,4 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         println!("  {name:<20} {value}");
     }
     Ok(())
-}
-
-/// Writes the token where only we may read it; whole or not at all.
-fn write_token(file: &Path, token: &Token) -> Result<()> {
-    let what = || format!("write {}", file.display());
-    let dir = file.parent().filter(|d| !d.as_os_str().is_empty());
-    let name = file
-        .file_name()
-        .ok_or_else(|| Error::caller(what(), "it is no file name"))?;
-    let aside = dir.unwrap_or(Path::new(".")).join(format!(
-        ".{}.{}",
-        name.to_string_lossy(),
-        std::process::id()
-    ));
-    let mut f = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&aside)
-        .context(what)?;
-    writeln!(f, "{}", token.to_text()).context(what)?;
-    std::fs::rename(&aside, file).context(what)
 }

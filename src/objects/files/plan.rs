@@ -382,14 +382,6 @@ impl Plan {
         }
     }
 
-    /// The number of shared memory behind a memfd, for areas that map it.
-    pub fn memfd_shmid(&self, file: u32) -> Option<u32> {
-        match self.files.get(&file)? {
-            File::Memfd(e) => self.memfds.get(&e.inode_id).map(|i| i.shmid),
-            _ => None,
-        }
-    }
-
     /// What the task `pid` has to do itself once all its descriptors stand at
     /// their numbers: owners of files, members of epoll sets, locks. `first`:
     /// it is the first task of those that share the table. To be run with the

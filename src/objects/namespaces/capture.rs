@@ -105,16 +105,6 @@ impl Capture {
         self.ids.fill(pid, entry)
     }
 
-    /// The mounts that the container sees.
-    pub fn mount_table(&self) -> &MountTable {
-        &self.table
-    }
-
-    /// Whether the container has a pid namespace of its own.
-    pub fn has_pid_namespace(&self) -> bool {
-        self.ids.is_private(Kind::Pid)
-    }
-
     /// Writes all records. The tasks are stopped.
     ///
     /// # Errors

@@ -168,19 +168,6 @@ impl Dir {
         Ok((self.descend(name)?, made))
     }
 
-    /// Makes `path` below this with all that is missing on the way.
-    ///
-    /// # Errors
-    /// As [`Dir::make`].
-    pub fn make_all(&self, path: &str) -> Result<(Self, bool)> {
-        let mut at = self.descend("")?;
-        let mut made = false;
-        for part in path.split('/').filter(|p| !p.is_empty()) {
-            (at, made) = at.make(part)?;
-        }
-        Ok((at, made))
-    }
-
     /// Removes the (empty) directory `name` in this one.
     ///
     /// # Errors

@@ -84,7 +84,8 @@ fn a_task_moved_into_a_cgroup_freezes_and_thaws_with_it() {
 fn tasks_of_cgroups_below_are_found_too() {
     for h in freezers() {
         let s = Sleeper::start(h);
-        let (below, _) = s.dir.make_all("a/b").unwrap();
+        let (above, _) = s.dir.make("a").unwrap();
+        let (below, _) = above.make("b").unwrap();
         assert_eq!(below.path(), format!("/{}/a/b", s.name));
         below.take(s.pid()).unwrap();
         assert!(s.dir.procs().unwrap().is_empty());

@@ -76,7 +76,6 @@ const OPEN_TREE_CLONE: u32 = 1;
 const OPEN_TREE_CLOEXEC: u32 = 0o2_000_000;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const AT_RECURSIVE: u32 = 0x8000;
-const AT_NO_AUTOMOUNT: u32 = 0x800;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
 const MOVE_MOUNT_SET_GROUP: u32 = 0x100;
@@ -87,10 +86,6 @@ pub const BENEATH: u64 = 0x8;
 pub const NO_SYMLINKS: u64 = 0x4;
 /// openat2(2): no mount is crossed.
 pub const NO_XDEV: u64 = 0x1;
-/// openat2(2): the directory is the root of the lookup.
-pub const IN_ROOT: u64 = 0x10;
-/// openat2(2): no magic link (`/proc/PID/fd/N`) is followed.
-pub const NO_MAGICLINKS: u64 = 0x2;
 
 fn path_arg(path: &Path) -> Result<CString> {
     use std::os::unix::ffi::OsStrExt;
@@ -144,27 +139,11 @@ pub fn open_at(dir: BorrowedFd<'_>, path: &Path, flags: i32, resolve: u64) -> Re
     owned(r).context(|| format!("openat2 {}", name.display()))
 }
 
-/// A detached copy of the mount at `path` of our own namespace, without what
-/// is mounted on it; with that when `recursive`.
+/// A detached copy of the mount that `at` lies in, rooted at `at`.
 ///
 /// # Errors
 /// Those of open_tree(2): EINVAL when the mount is of another namespace or
 /// unbindable.
-pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
-    let c = path_arg(path)?;
-    let flags = OPEN_TREE_CLONE
-        | OPEN_TREE_CLOEXEC
-        | AT_NO_AUTOMOUNT
-        | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: the string outlives the call.
-    let r = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c.as_ptr(), flags) };
-    owned(r).context(|| format!("open_tree {}", path.display()))
-}
-
-/// A detached copy of the mount that `at` lies in, rooted at `at`.
-///
-/// # Errors
-/// As [`clone_path`].
 pub fn clone_at(at: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH;
     // SAFETY: the empty string is static.

@@ -1,6 +1,6 @@
 //! Batches of system calls as values: built, laid out for an address, read back.
 
-use super::{COPY, DATA_LEN, RECORD_LEN};
+use super::{COPY, RECORD_LEN};
 use crate::base::{Error, HostPid, Result};
 
 /// An argument of an injected call.
@@ -70,23 +70,6 @@ impl Batch {
     /// Holds no call.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
-    }
-
-    /// Bytes of the loop's data area that it will need.
-    pub fn footprint(&self) -> usize {
-        // a result that is used costs one record more
-        let uses = self
-            .records
-            .iter()
-            .flat_map(|r| &r.args)
-            .filter(|a| matches!(a, Arg::Ret(_)))
-            .count();
-        (self.records.len() + uses + self.patches.len()) * RECORD_LEN + self.data.len() + 64
-    }
-
-    /// Whether another few calls with little data surely fit.
-    pub fn has_room(&self) -> bool {
-        self.footprint() < usize::try_from(DATA_LEN).unwrap_or(0) - 16 * 1024
     }
 
     /// Input bytes, copied into the task.

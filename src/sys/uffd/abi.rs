@@ -5,8 +5,6 @@ use std::mem::size_of;
 pub(super) const API: u64 = 0xaa;
 
 pub(super) const DONTWAKE: u64 = 1 << 0;
-pub(super) const MOVE_ALLOW_SRC_HOLES: u64 = 1 << 1;
-pub(super) const WRITEPROTECT_WP: u64 = 1 << 0;
 
 #[repr(C)]
 pub(super) struct Api {
@@ -29,7 +27,7 @@ pub(super) struct Register {
     pub(super) ioctls: u64,
 }
 
-/// `uffdio_copy` and `uffdio_move`.
+/// `uffdio_copy`.
 #[repr(C)]
 pub(super) struct Transfer {
     pub(super) dst: u64,
@@ -47,12 +45,6 @@ pub(super) struct Fill {
     pub(super) done: i64,
 }
 
-#[repr(C)]
-pub(super) struct WriteProtect {
-    pub(super) range: Range,
-    pub(super) mode: u64,
-}
-
 const fn ioc(dir: u32, nr: u32, size: usize) -> u32 {
     assert!(size < 1 << 14);
     #[allow(clippy::cast_possible_truncation, reason = "asserted above")]
@@ -67,8 +59,6 @@ pub(super) const UFFDIO_UNREGISTER: u32 = ioc(READ, 0x01, size_of::<Range>());
 pub(super) const UFFDIO_WAKE: u32 = ioc(READ, 0x02, size_of::<Range>());
 pub(super) const UFFDIO_COPY: u32 = ioc(READ_WRITE, 0x03, size_of::<Transfer>());
 pub(super) const UFFDIO_ZEROPAGE: u32 = ioc(READ_WRITE, 0x04, size_of::<Fill>());
-pub(super) const UFFDIO_MOVE: u32 = ioc(READ_WRITE, 0x05, size_of::<Transfer>());
-pub(super) const UFFDIO_WRITEPROTECT: u32 = ioc(READ_WRITE, 0x06, size_of::<WriteProtect>());
 pub(super) const UFFDIO_CONTINUE: u32 = ioc(READ_WRITE, 0x07, size_of::<Fill>());
 pub(super) const UFFDIO_POISON: u32 = ioc(READ_WRITE, 0x08, size_of::<Fill>());
 
@@ -78,7 +68,5 @@ const _: () = assert!(UFFDIO_UNREGISTER == 0x8010_aa01);
 const _: () = assert!(UFFDIO_WAKE == 0x8010_aa02);
 const _: () = assert!(UFFDIO_COPY == 0xc028_aa03);
 const _: () = assert!(UFFDIO_ZEROPAGE == 0xc020_aa04);
-const _: () = assert!(UFFDIO_MOVE == 0xc028_aa05);
-const _: () = assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06);
 const _: () = assert!(UFFDIO_CONTINUE == 0xc020_aa07);
 const _: () = assert!(UFFDIO_POISON == 0xc020_aa08);

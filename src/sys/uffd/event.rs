@@ -14,10 +14,6 @@ const EVENT_REMOVE: u8 = 0x15;
 const EVENT_UNMAP: u8 = 0x16;
 /// Fault flag: it was a write.
 pub const FAULT_WRITE: u64 = 1 << 0;
-/// Fault flag: the page is write-protected.
-pub const FAULT_WP: u64 = 1 << 1;
-/// Fault flag: the page exists in the object.
-pub const FAULT_MINOR: u64 = 1 << 2;
 
 /// What the kernel tells about the guarded address space.
 #[derive(Debug)]
@@ -26,7 +22,7 @@ pub enum Event {
     PageFault {
         /// The address (page-aligned unless asked otherwise).
         addr: VAddr,
-        /// `FAULT_*`.
+        /// UFFD_PAGEFAULT_FLAG_*, such as [`FAULT_WRITE`].
         flags: u64,
         /// The thread, with [`feature::THREAD_ID`]; else 0.
         tid: u32,

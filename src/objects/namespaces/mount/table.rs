@@ -41,35 +41,6 @@ impl MountTable {
             .iter()
             .find(|m| m.mountpoint == "/" && (m.parent == m.id || self.by_id(m.parent).is_none()))
     }
-
-    /// The mount in which a lookup of the absolute `path` ends. Symbolic links
-    /// are not followed: the path must be one that the kernel printed.
-    pub fn reached_by(&self, path: &str) -> Option<&MountInfo> {
-        let mut at = self.root()?;
-        let mut left = self.mounts.len();
-        loop {
-            // Of the mounts on this one the lookup meets the highest first;
-            // one that is mounted deeper below it is hidden then.
-            let next = self
-                .mounts
-                .iter()
-                .filter(|m| m.parent == at.id && m.id != at.id && is_below(path, &m.mountpoint))
-                .min_by_key(|m| m.mountpoint.len());
-            match next {
-                Some(m) if left > 0 => {
-                    at = m;
-                    left -= 1;
-                }
-                _ => return Some(at),
-            }
-        }
-    }
-
-    /// Whether `path`, of a file in the mount `id`, leads elsewhere by now
-    /// because something else was mounted over it.
-    pub fn is_overmounted(&self, path: &str, id: u32) -> bool {
-        self.reached_by(path).is_none_or(|m| m.id != id)
-    }
 }
 
 /// Whether the absolute `path` is `top` or lies below it.
@@ -90,29 +61,6 @@ pub fn relative<'a>(path: &'a str, top: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn table() -> MountTable {
-        let text = b"1 99 8:1 / / rw - ext4 d rw\n\
-            2 1 0:2 / /a/b rw - tmpfs t rw\n\
-            3 1 0:3 / /a rw - tmpfs t rw\n\
-            4 1 0:4 / /p rw - proc p rw\n\
-            5 4 0:5 / /p rw - tmpfs t rw\n\
-            6 4 0:4 /sys /p/sys ro - proc p rw\n";
-        MountTable::new(mounts::parse(text).unwrap())
-    }
-
-    #[test]
-    fn a_path_ends_in_the_mount_that_a_lookup_would_reach() {
-        let t = table();
-        let ends = |p: &str| t.reached_by(p).unwrap().id;
-        assert_eq!(ends("/"), 1);
-        assert_eq!(ends("/ab"), 1);
-        // /a was mounted later and hides /a/b, /p is covered, and so is /p/sys.
-        assert_eq!(ends("/a/b/c"), 3);
-        assert_eq!((ends("/p"), ends("/p/sys/x")), (5, 5));
-        assert!(t.is_overmounted("/p/1", 4));
-        assert!(!t.is_overmounted("/a/x", 3));
-    }
 
     #[test]
     fn below_means_whole_components() {
