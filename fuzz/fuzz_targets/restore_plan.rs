@@ -1,22 +1,15 @@
 //! A whole image, up to the point where a restore would touch the kernel.
 #![no_main]
 
+#[path = "../image.rs"]
+mod image;
+
 use dunlin::engine::options::{Common, Restore};
 use dunlin::engine::restore::Plan;
-use dunlin::image::{Kind, Set};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let mut set = Set::new();
-    let mut rest = data;
-    while let Some((&[kind, id, low, high], after)) = rest.split_first_chunk() {
-        let length = usize::from(u16::from_le_bytes([low, high])).min(after.len());
-        let (bytes, after) = after.split_at(length);
-        let kind = Kind::ALL[usize::from(kind) % Kind::ALL.len()];
-        set.put_raw(kind.file_name(u32::from(id)), bytes.to_vec())
-            .expect("names of types are plain");
-        rest = after;
-    }
+    let set = image::image(data);
     if set.verify().is_err() {
         return;
     }

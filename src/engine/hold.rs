@@ -365,6 +365,7 @@ fn kill_pending(pid: HostPid) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::cgroup::tests::freezers;
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
 
@@ -422,13 +423,6 @@ mod tests {
             }
             let _ = self.parent.remove(&self.name);
         }
-    }
-
-    fn freezers() -> Vec<&'static str> {
-        ["freezer", ""]
-            .into_iter()
-            .filter(|h| Dir::root(h).is_ok())
-            .collect()
     }
 
     #[test]

@@ -258,11 +258,7 @@ async fn open_inner(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Re
                         e,
                     )
                 })?;
-            channel = s
-                .get_ref()
-                .1
-                .export_keying_material(vec![0u8; 32], EXPORTER, None)
-                .map_err(|e| Error::other(Blame::Us, "bind to TLS channel", e))?;
+            channel = binding(s.get_ref().1)?;
             Box::new(s)
         }
     };
@@ -295,6 +291,12 @@ async fn open_inner(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Re
         reader,
         writer,
     })
+}
+
+/// What both ends of a TLS connection know, and nobody in between. RFC 5705
+fn binding<Side>(tls: &rustls::ConnectionCommon<Side>) -> Result<Vec<u8>> {
+    tls.export_keying_material(vec![0u8; 32], EXPORTER, None)
+        .map_err(|e| Error::other(Blame::Us, "bind to TLS channel", e))
 }
 
 /// The receiver takes a connection that came in. `admit` says whether this lane
@@ -336,11 +338,7 @@ async fn accept_inner(
                 .accept(tcp)
                 .await
                 .map_err(|e| Error::other(Blame::Peer, format!("TLS with {peer}"), e))?;
-            channel = s
-                .get_ref()
-                .1
-                .export_keying_material(vec![0u8; 32], EXPORTER, None)
-                .map_err(|e| Error::other(Blame::Us, "bind to TLS channel", e))?;
+            channel = binding(s.get_ref().1)?;
             Box::new(s)
         }
     };

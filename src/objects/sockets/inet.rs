@@ -7,12 +7,9 @@ use super::capture::{Capture, Open};
 use super::options;
 use super::unix::{CLOSE, ESTABLISHED, LISTEN};
 use crate::base::{Error, Result};
-use crate::image::records::{
-    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
-};
+use crate::image::records::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, TcpOptsEntry};
 use crate::sys::socket::{
-    bind, connect, listen, local_address, option, option_bytes, peer_address, set_option, shutdown,
-    socket,
+    bind, connect, listen, local_address, option, option_bytes, peer_address, set_option, socket,
 };
 
 const IPV6_RECVPKTINFO: i32 = libc::IPV6_RECVPKTINFO;
@@ -288,21 +285,8 @@ pub(super) fn rebuild(entry: &InetSkEntry) -> Result<OwnedFd> {
     set_ip_options(fd, family, entry.ip_opts.as_ref())?;
     options::rebuild(fd, &entry.opts)?;
     set_tcp_options(fd, entry.tcp_opts.as_ref())?;
-    half_close(fd, entry)?;
+    options::half_close(fd, entry.shutdown)?;
     Ok(sk)
-}
-
-fn half_close(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<()> {
-    let how = match entry.shutdown.and_then(|s| SkShutdown::try_from(s).ok()) {
-        None | Some(SkShutdown::None) => return Ok(()),
-        Some(SkShutdown::Read) => libc::SHUT_RD,
-        Some(SkShutdown::Write) => libc::SHUT_WR,
-        Some(SkShutdown::Both) => libc::SHUT_RDWR,
-    };
-    match shutdown(fd, how) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-        other => other,
-    }
 }
 
 fn set_ip_options(fd: BorrowedFd<'_>, family: i32, o: Option<&IpOptsEntry>) -> Result<()> {

@@ -3,8 +3,10 @@
 use std::os::fd::BorrowedFd;
 
 use crate::base::{Error, Result};
-use crate::image::records::SkOptsEntry;
-use crate::sys::socket::{filter, option, option_bytes, set_filter, set_option, set_option_bytes};
+use crate::image::records::{SkOptsEntry, SkShutdown};
+use crate::sys::socket::{
+    filter, option, option_bytes, set_filter, set_option, set_option_bytes, shutdown,
+};
 
 const SOL: i32 = libc::SOL_SOCKET;
 const SO_BUF_LOCK: i32 = 72;
@@ -175,6 +177,24 @@ fn times(fd: BorrowedFd<'_>, name: i32, sec: u64, usec: u64) -> Result<()> {
     let mut bytes = sec.to_ne_bytes().to_vec();
     bytes.extend_from_slice(&usec.to_ne_bytes());
     set_option_bytes(fd, SOL, name, &bytes)
+}
+
+/// Shuts down what the record's `shutdown` (a [`SkShutdown`]) says. One whose peer is
+/// gone has nothing left to shut.
+///
+/// # Errors
+/// Those of shutdown(2).
+pub(super) fn half_close(fd: BorrowedFd<'_>, sides: Option<i32>) -> Result<()> {
+    let how = match sides.and_then(|s| SkShutdown::try_from(s).ok()) {
+        None | Some(SkShutdown::None) => return Ok(()),
+        Some(SkShutdown::Read) => libc::SHUT_RD,
+        Some(SkShutdown::Write) => libc::SHUT_WR,
+        Some(SkShutdown::Both) => libc::SHUT_RDWR,
+    };
+    match shutdown(fd, how) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::unix::{DGRAM, EXTERNAL, LISTEN};
 use super::{MakePair, inet, options};
 use crate::base::{Error, Result};
-use crate::image::records::{InetSkEntry, PeerCredEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
-use crate::sys::socket::{
-    self, Place, accept, at_place, bind, connect, listen, send, shutdown, unix_pair,
-};
+use crate::image::records::{InetSkEntry, PeerCredEntry, SkPacketEntry, UnixSkEntry};
+use crate::sys::socket::{self, Place, accept, at_place, bind, connect, listen, send, unix_pair};
 
 /// Messages of an image, in their order.
 pub(in crate::objects) type Queues = Vec<(SkPacketEntry, Vec<u8>)>;
@@ -328,23 +326,10 @@ impl Sockets {
         for u in unix {
             if let Some(sk) = self.files.get(&u.id) {
                 options::rebuild(sk.as_fd(), &u.opts)
-                    .and_then(|()| half_close(sk.as_fd(), u))
+                    .and_then(|()| options::half_close(sk.as_fd(), u.shutdown))
                     .map_err(|e| e.within(subject("Unix", u.ino)))?;
             }
         }
         Ok(())
-    }
-}
-
-fn half_close(fd: BorrowedFd<'_>, u: &UnixSkEntry) -> Result<()> {
-    let how = match u.shutdown.and_then(|s| SkShutdown::try_from(s).ok()) {
-        None | Some(SkShutdown::None) => return Ok(()),
-        Some(SkShutdown::Read) => libc::SHUT_RD,
-        Some(SkShutdown::Write) => libc::SHUT_WR,
-        Some(SkShutdown::Both) => libc::SHUT_RDWR,
-    };
-    match shutdown(fd, how) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-        other => other,
     }
 }

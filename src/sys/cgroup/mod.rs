@@ -376,4 +376,4 @@ fn join(a: &str, b: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

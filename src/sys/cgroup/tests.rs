@@ -40,7 +40,8 @@ impl Drop for Sleeper {
     }
 }
 
-fn freezers() -> Vec<&'static str> {
+/// Names of the hierarchies of this machine that can freeze.
+pub(crate) fn freezers() -> Vec<&'static str> {
     ["freezer", ""]
         .into_iter()
         .filter(|h| Dir::root(h).is_ok())
