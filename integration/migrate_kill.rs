@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use harness::*;
-use migrate_support::{Cgroup, Move, send, wait_stopped};
+use migrate_support::{Cgroup, Move, children, kill_child, send, until, wait_stopped};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -116,37 +116,6 @@ impl Still {
         let source = m.end(self.source, "migrate.log");
         (source, m.end(self.receiver, "receive.log"))
     }
-}
-
-fn until(what: &str, good: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !good() {
-        assert!(Instant::now() < end, "not in time: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-}
-
-/// The children of a process whose command line or name holds `word`.
-fn children(pid: u32, word: &str) -> Vec<u32> {
-    let pid = i32::try_from(pid).unwrap();
-    let named = |p: &i32| {
-        let read = |f: &str| std::fs::read(format!("/proc/{p}/{f}")).unwrap_or_default();
-        let text = [read("cmdline"), read("comm")].concat();
-        String::from_utf8_lossy(&text)
-            .replace('\0', " ")
-            .contains(word)
-    };
-    let all = descendants(pid).into_iter().skip(1).filter(named);
-    all.map(|p| u32::try_from(p).unwrap()).collect()
-}
-
-/// Kills the first such child: those below it may have its command line still.
-fn kill_child(pid: u32, word: &str) {
-    let found = children(pid, word);
-    assert!(!found.is_empty(), "no {word} below {pid}");
-    let held = Proc::of(i32::try_from(found[0]).unwrap()).unwrap();
-    send(found[0], Signal::SIGKILL);
-    held.wait_gone(PATIENCE);
 }
 
 /// Nothing of it is at the destination, in no place that a migration uses.
@@ -253,7 +222,7 @@ fn judge(m: &Move, point: &str, end: End) {
             // What ran there without its memory was stopped, and the list says why.
             until("nothing runs there", || m.status_there() != "running");
             list_says(m, "there", &["may have run", "--discard"]);
-            no_wrong_page(m);
+            m.no_wrong_page_there();
             resolve(m, "there", &[], Some("--discard"));
             resolve(m, "there", &["--discard"], None);
             nothing_there(m, point);
@@ -264,7 +233,7 @@ fn judge(m: &Move, point: &str, end: End) {
             held(&["Resumed", "--discard"]);
             until("nothing runs there", || m.status_there() != "running");
             list_says(m, "there", &["Resumed", "loss: 20"]);
-            no_wrong_page(m);
+            m.no_wrong_page_there();
             resolve(m, "here", &["--thaw"], Some("two copies"));
             resolve(m, "here", &["--discard"], None);
             gone_here();
@@ -290,12 +259,6 @@ fn judge(m: &Move, point: &str, end: End) {
         }
     }
     assert!(strangers(m).is_empty(), "{point}: {:?}", strangers(m));
-}
-
-/// The program looks at all its memory, and writes what it saw.
-fn no_wrong_page(m: &Move) {
-    let line = std::fs::read_to_string(m.data_there().join("status")).unwrap_or_default();
-    assert!(!line.starts_with("wrong"), "{line}");
 }
 
 /// Every point of the table is tried; a container that goes on here goes on to
@@ -463,7 +426,7 @@ fn a_memory_guardian_that_is_killed_is_replaced_before_anything_is_lost() {
     receiver.wait().unwrap();
     until("stopped there", || m.status_there() != "running");
     list_says(&m, "there", &["Resumed", "loss: 20"]);
-    no_wrong_page(&m);
+    m.no_wrong_page_there();
     send(source.id(), Signal::SIGCONT);
     m.end(source, "migrate.log");
     judge(&m, "both", End::HeldHasRun);

@@ -340,6 +340,12 @@ impl Move {
         }
     }
 
+    /// The program looks at all its memory, and writes what it saw.
+    pub fn no_wrong_page_there(&self) {
+        let line = fs::read_to_string(self.data_there().join("status")).unwrap_or_default();
+        assert!(!line.starts_with("wrong"), "{line}");
+    }
+
     /// Ends the copy at the destination.
     pub fn delete_there(&self) {
         must(
@@ -374,6 +380,38 @@ pub fn wait_stopped(child: &mut Child) {
 
 pub fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// Waits for something good.
+pub fn until(what: &str, good: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !good() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The children of a process whose command line or name holds `word`.
+pub fn children(pid: u32, word: &str) -> Vec<u32> {
+    let pid = i32::try_from(pid).unwrap();
+    let named = |p: &i32| {
+        let read = |f: &str| std::fs::read(format!("/proc/{p}/{f}")).unwrap_or_default();
+        let text = [read("cmdline"), read("comm")].concat();
+        String::from_utf8_lossy(&text)
+            .replace('\0', " ")
+            .contains(word)
+    };
+    let all = descendants(pid).into_iter().skip(1).filter(named);
+    all.map(|p| u32::try_from(p).unwrap()).collect()
+}
+
+/// Kills the first such child: those below it may have its command line still.
+pub fn kill_child(pid: u32, word: &str) {
+    let found = children(pid, word);
+    assert!(!found.is_empty(), "no {word} below {pid}");
+    let held = Proc::of(i32::try_from(found[0]).unwrap()).unwrap();
+    send(found[0], Signal::SIGKILL);
+    held.wait_gone(PATIENCE);
 }
 
 impl Drop for Move {

@@ -110,6 +110,7 @@ mod tests {
         Job {
             spaces: vec![space],
             shared: vec![],
+            anchor: None,
         }
     }
 

@@ -26,6 +26,7 @@ mod faults;
 mod objects;
 
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, ResultExt, VAddr};
+use crate::memory::anchor::Anchor;
 use crate::memory::stats::{Cause, Stats};
 use crate::memory::{Area, Object, Origin, PageSink, Piece, Residency, SpaceId};
 use crate::sys::pidfd;
@@ -58,6 +59,8 @@ pub struct Job {
     pub spaces: Vec<LazySpace>,
     /// Shared objects.
     pub shared: Vec<LazyShared>,
+    /// Keeps their userfaultfds open whatever becomes of us.
+    pub anchor: Option<Anchor>,
 }
 
 /// Agrees with the kernel on a fresh userfaultfd of a task, and guards `areas`.
@@ -104,6 +107,7 @@ pub struct Filler {
     pub(super) bell: EventFd,
     pub(super) lost: Mutex<Option<Error>>,
     pidfds: Vec<(HostPid, OwnedFd)>,
+    anchor: Option<Anchor>,
     /// What was done so far.
     pub stats: Stats,
 }
@@ -156,6 +160,7 @@ impl Filler {
                 .context(context)?,
             lost: Mutex::default(),
             pidfds: Vec::new(),
+            anchor: job.anchor,
             stats: Stats::default(),
         };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
@@ -382,6 +387,9 @@ impl Filler {
     /// now on, so every page must be accounted for.
     /// Waits for threads that have placed the last of them and not yet counted it.
     pub(super) fn release(&self) {
+        if let Some(anchor) = &self.anchor {
+            anchor.let_go();
+        }
         let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<_> = spaces.drain().map(|(_, s)| s).collect();
         drop(spaces);

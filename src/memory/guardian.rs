@@ -18,9 +18,9 @@
 //!
 //! It does not take over serving (that comes later), so it kills: a container
 //! whose memory will never come is not to be left hanging, let alone to read
-//! zeros. One that dies is replaced at once; the death of both together is the
-//! one hole. So it leaves our control groups, where it may: who kills one of
-//! those kills us, but not it.
+//! zeros. One that dies is replaced at once. If both die together, nobody kills, but
+//! still no zeros are read: [`super::anchor`]. It leaves our control groups, where it
+//! may: who kills one of those kills us, but not it.
 //!
 //! Children that a task forks after the resume die with their pid namespace, or
 //! wait for their pages for ever; they read no zeros either.

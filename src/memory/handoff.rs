@@ -8,6 +8,7 @@
 //!   <------------------------------------------  WHOLE  the images may be read
 //!   SPACE id, pid [uffd, pidfd, record]  ------------->  once for each address space
 //!   SHARED id [object, record]  ---------------------->  once for each shared object
+//!   ANCHOR [its two ends]  --------------------------->  at most once
 //!   READY root, counts  ------------------------------>  everything is built and stopped
 //!                                                        (the server starts its handler)
 //!   <-----------------------------------  GRANT, or ABORT why

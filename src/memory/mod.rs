@@ -13,6 +13,7 @@
 //! * [`handler`]: the thread that hears of faults, forks, moves and unmappings.
 //! * [`guardian`]: the process that keeps a dead handler's descriptors open and
 //!   stops the container, so that nothing ever reads a zero in place of a page.
+//! * [`anchor`]: what keeps them open when that process is killed as well.
 //! * [`handoff`]: how the process that restores hands its address spaces to the
 //!   process that serves pages.
 //! * [`serve`]: all of it together, for a source on this machine.
@@ -27,6 +28,7 @@ pub mod filler;
 pub mod fill;
 pub mod handler;
 pub mod guardian;
+pub mod anchor;
 pub mod handoff;
 pub mod serve;
 

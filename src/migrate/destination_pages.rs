@@ -11,7 +11,7 @@ use super::budget::micros;
 use super::control::Control;
 use super::destination::{Job, Received};
 use super::journal::Phase;
-use super::ports::Serving;
+use super::ports::{Serving, WHOLE};
 use crate::base::{Blame, Error, Result};
 use crate::wire::frame::Kind;
 use crate::wire::message::{Lane, Missing};
@@ -226,8 +226,18 @@ fn say_missing(job: &Job<'_>, control: &mut Option<Control>, serving: &dyn Servi
     Ok(())
 }
 
+/// Whoever finds the journal without us knows that nothing is missing here.
+fn note_whole(job: &mut Job<'_>) {
+    let mut place = job.host.place(&job.landed);
+    place[WHOLE] = true.into();
+    if let Err(e) = job.journal.note(place) {
+        warn!("{e}");
+    }
+}
+
 /// All pages are here: tells the source, waits until it has forgotten its copy.
 fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -> Result<Received> {
+    note_whole(&mut job);
     if let Err(e) = job.host.settle() {
         // It is no copy to rely on: the source keeps its own.
         job.note_loss(&e);

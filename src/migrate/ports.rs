@@ -105,6 +105,9 @@ pub struct Landed {
 /// not there, while it is not.
 pub const LOSS: &str = "memory-lost";
 
+/// In the note of a destination's journal: every page has come.
+pub const WHOLE: &str = "whole";
+
 impl Landed {
     /// The [`LOSS`] file.
     pub fn loss(&self) -> PathBuf {

@@ -10,6 +10,7 @@ pub mod steer;
 pub mod clone;
 pub mod pidfd;
 pub mod guardian;
+pub mod aio;
 pub mod seqpacket;
 pub mod poll;
 pub mod seek;

@@ -190,6 +190,7 @@ impl Build<'_> {
         if self.lazy
             && let Some(uffd) = guard
         {
+            self.anchor(pid, &uffd)?;
             self.left.spaces.push(LazySpace {
                 id: space_id(pid),
                 pid: host,

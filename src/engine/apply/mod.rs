@@ -5,6 +5,7 @@
 //! was made. All tasks are seized with EXITKILL as well, so that nothing
 //! half-built outlives this process either.
 
+mod anchor;
 mod finish;
 mod holder;
 mod inherit;

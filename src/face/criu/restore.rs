@@ -68,6 +68,9 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
             for shared in &lazy.shared {
                 client.shared(shared)?;
             }
+            if let Some(anchor) = &lazy.anchor {
+                client.anchor(anchor)?;
+            }
             client.ready(root, GRANT)?;
             // From here on only the server holds their userfaultfds.
             drop(lazy);

@@ -1,13 +1,14 @@
 //! The control groups of a container that is received: where runc puts them, that
 //! nobody else is in them, and that none is left.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tracing::warn;
 
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::sys::cgroup::{self, Dir, Member};
 
 /// How long tasks that were killed may take to leave a cgroup.
@@ -64,6 +65,14 @@ pub(super) fn alone(bundle: &Path, id: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Who is in the container's cgroups, or below them.
+pub(super) fn members(bundle: &Path, id: &str, below: &Value) -> BTreeSet<HostPid> {
+    // No bundle, no cgroup: nobody.
+    let all = of(bundle, id, below).unwrap_or_default();
+    let procs = |m: &Member| Dir::open(m).and_then(|d| d.procs_below()).ok();
+    all.iter().filter_map(procs).flatten().collect()
 }
 
 /// Removes what a runc that was killed left: empty cgroups. One with somebody in it

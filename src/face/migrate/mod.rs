@@ -8,6 +8,7 @@ mod container;
 mod eager;
 mod host;
 mod move_away;
+mod orphan;
 mod receive;
 mod resolve;
 mod sizes;

@@ -2,7 +2,6 @@
 //! to be settled without asking. The journal is read first, always.
 
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::args::{self, Decision};
+use super::orphan::{self, Fate};
 use super::{cgroups, eager};
 use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
@@ -19,11 +19,10 @@ use crate::face::{Failure, log, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
 use crate::migrate::ports::LOSS;
 use crate::runtime::runc;
-use crate::sys::{pidfd, procfs};
 use crate::wire::transport::printable;
 
-/// How long a killed task may take to die.
-const DEATH: Duration = Duration::from_secs(30);
+/// What is listed of an [`Fate::Orphan`].
+const ORPHAN: &str = "it waits for pages that nobody brings any more; dunlin resolve ID stops it";
 
 /// Lists or settles.
 ///
@@ -39,7 +38,10 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
                     let next = if journal::is_owned(&path)? {
                         "under way"
                     } else {
-                        advice(&s)
+                        match orphan::fate(&s)? {
+                            Fate::Orphan => ORPHAN,
+                            Fate::Gone | Fate::Whole => advice(&s),
+                        }
                     };
                     let (f, when) = (&s.facts, utc(s.at / 1000));
                     println!(
@@ -65,6 +67,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         if path.exists() {
             found = true;
             let (journal, story) = Journal::take_over(&path)?;
+            orphan::stop(&story)?;
             println!("{}", settle(journal, &story, r.decision)?);
         }
     }
@@ -183,47 +186,19 @@ fn kill(at: &Value, id: &str) -> Result<()> {
     }
 }
 
-fn text(v: &Value, key: &str) -> Result<PathBuf> {
+pub(super) fn text(v: &Value, key: &str) -> Result<PathBuf> {
     v.get(key)
         .and_then(Value::as_str)
         .map(PathBuf::from)
         .ok_or_else(|| Error::caller("journal", format!("has no {key}")))
 }
 
-/// Kills what was rebuilt, whether runc came to know it or not. The first task
-/// takes all others of its pid namespace along.
-fn kill_tasks(place: &Value) -> Result<()> {
-    let tasks = place.get("tasks").and_then(Value::as_array);
-    for task in tasks.into_iter().flatten() {
-        let pid = task.get(0).and_then(Value::as_i64).unwrap_or(0);
-        let started = task.get(1).and_then(Value::as_u64);
-        let Some(pid) = i32::try_from(pid).ok().filter(|p| *p > 0).map(HostPid) else {
-            return Err(Error::caller("journal", "names no task"));
-        };
-        // Opened first: from then on it is the same one.
-        let Ok(pidfd) = pidfd::open(pid) else {
-            continue; // gone
-        };
-        if procfs::stat(pid).ok().map(|s| s.start_time) != started {
-            continue; // another by now
-        }
-        match pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL) {
-            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(e),
-            _ => {}
-        }
-        if !pidfd::wait_exit(pidfd.as_fd(), Some(DEATH))? {
-            let what = format!("wait for the death of task {pid}");
-            return Err(Error::errno(what, libc::ETIMEDOUT));
-        }
-    }
-    Ok(())
-}
-
 /// Throws a copy away: what runc knows, what lies on disk.
 fn discard(place: &Value, id: &str) -> Result<()> {
     let root = text(place, "runc_root")?;
     let top = text(place, "top")?;
-    kill_tasks(place)?;
+    // Whether runc came to know it or not.
+    orphan::kill_all(place, id)?;
     // A restore that was under way notices that nobody will grant; runc forgets
     // the container by itself then, or we ask it to.
     let until = Instant::now() + Duration::from_secs(10);
@@ -253,7 +228,11 @@ pub(super) fn settle_stale(state: &Path) {
                 Ok(said) => info!("{said}"),
                 Err(e) => warn!("{e}"),
             },
-            Ok(_) => {}
+            Ok((_, s)) => {
+                if let Err(e) = orphan::stop(&s) {
+                    warn!("{e}");
+                }
+            }
             Err(e) => info!("{e}"),
         }
     }
@@ -287,6 +266,8 @@ pub(super) fn guard(args: &[String]) -> Result<(), Failure> {
     };
     if settles_alone(&s) {
         settle(j, &s, Decision::Journal)?;
+    } else {
+        orphan::stop(&s)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What the kernel tells, in the order in which it tells it.
 
+use std::os::fd::AsFd;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -69,6 +70,9 @@ impl Filler {
             }
             Event::Fork { child } => {
                 let uffd = Uffd::adopt(child)?;
+                if let Some(Err(e)) = self.anchor.as_ref().map(|a| a.keep(uffd.as_fd())) {
+                    tracing::warn!("a child has no anchor: {e}");
+                }
                 let id = self.residency().fork(space.id)?;
                 self.stats.forked();
                 self.admit(id, uffd)?;

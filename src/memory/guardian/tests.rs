@@ -72,6 +72,7 @@ fn handler_process() {
     let filler = crate::memory::Filler::new(Job {
         spaces: vec![space],
         shared: shared.then(object).into_iter().collect(),
+        anchor: None,
     })
     .unwrap();
     let mut guardian = guardian;

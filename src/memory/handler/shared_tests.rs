@@ -196,6 +196,7 @@ fn who_waits_for_a_page_that_is_punched_away_reads_zeros() {
     let filler = Filler::new(Job {
         spaces,
         shared: vec![world.lazy()],
+        anchor: None,
     })
     .unwrap();
     let remote = Arc::new(Remote::default());
@@ -285,6 +286,7 @@ fn with_the_source_lost_shared_memory_never_reads_as_zeros() {
         let filler = Filler::new(Job {
             spaces,
             shared: vec![world.lazy()],
+            anchor: None,
         })
         .unwrap();
         let remote = Arc::new(Remote::default());

@@ -57,7 +57,12 @@ fn lazy(child: &Child, id: SpaceId, pages: u64) -> (LazySpace, PageRange) {
 }
 
 fn start(spaces: Vec<LazySpace>, shared: Vec<LazyShared>) -> Handler {
-    let filler = Filler::new(Job { spaces, shared }).unwrap();
+    let filler = Filler::new(Job {
+        spaces,
+        shared,
+        anchor: None,
+    })
+    .unwrap();
     Handler::start(
         filler,
         Arc::new(Direct(Pattern)),
@@ -118,6 +123,7 @@ fn an_eager_fill_needs_no_handler_and_a_stopped_process_no_help() {
     let filler = Filler::new(Job {
         spaces: vec![space],
         shared: vec![],
+        anchor: None,
     })
     .unwrap();
     fill::fill_all(&filler, &Pattern, 2).unwrap();
@@ -235,6 +241,7 @@ fn a_far_source_answers_later_and_is_asked_again_when_it_comes_back() {
     let filler = Filler::new(Job {
         spaces: vec![space],
         shared: vec![],
+        anchor: None,
     })
     .unwrap();
     let remote = Arc::new(Remote::default());
@@ -264,6 +271,7 @@ fn with_the_source_lost_nobody_ever_reads_zeros() {
         let filler = Filler::new(Job {
             spaces: vec![space],
             shared: vec![],
+            anchor: None,
         })
         .unwrap();
         let remote = Arc::new(Remote::default());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::message::{Line, Message, SharedRecord, SpaceRecord, VERSION, unexpected};
 use super::socket_in;
 use crate::base::{Error, HostPid, Result};
+use crate::memory::anchor::Anchor;
 use crate::memory::{LazyShared, LazySpace};
 use crate::sys::seqpacket;
 
@@ -87,6 +88,14 @@ impl Client {
             .send_record(&message, &[shared.file.as_fd()], &record)?;
         self.shared += 1;
         Ok(())
+    }
+
+    /// Hands over what keeps their userfaultfds open.
+    ///
+    /// # Errors
+    /// As [`Self::space`].
+    pub fn anchor(&mut self, anchor: &Anchor) -> Result<()> {
+        self.line.send(&Message::Anchor, &anchor.ends())
     }
 
     /// Everything is built and stopped: waits, as long as `patience`, until it may

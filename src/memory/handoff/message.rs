@@ -14,8 +14,9 @@ use crate::base::{Error, PageRange, Result};
 use crate::memory::{Area, Object};
 use crate::sys::{fdops, poll, seqpacket, socket};
 
-/// The only version that is spoken. 1 had no descriptor beside SHARED.
-pub const VERSION: u32 = 2;
+/// The only version that is spoken. 1 had no descriptor beside SHARED,
+/// 2 no ANCHOR.
+pub const VERSION: u32 = 3;
 /// Longest message, bytes.
 const MAX_MESSAGE: usize = 4096;
 
@@ -26,6 +27,7 @@ pub(super) enum Message {
     Whole,
     Space { id: u32, pid: i32 },
     Shared { id: u32 },
+    Anchor,
     Ready { root: i32, spaces: u32, shared: u32 },
     Grant,
     Abort { why: String },

@@ -11,6 +11,7 @@ use super::message::{
 use super::socket_in;
 use crate::base::limits::MAX_TASKS;
 use crate::base::{Error, HostPid, Result};
+use crate::memory::anchor::Anchor;
 use crate::memory::{Area, Job, LazyShared, LazySpace, SpaceId};
 use crate::sys::uffd::Uffd;
 use crate::sys::{poll, seqpacket};
@@ -110,6 +111,10 @@ impl Session {
                         needed: needed?,
                     });
                 }
+                Message::Anchor => {
+                    let [door, queue] = exactly(rights)?;
+                    job.anchor = Some(Anchor::adopt(door, queue));
+                }
                 Message::Ready {
                     root,
                     spaces,
@@ -133,7 +138,7 @@ impl Session {
                 | Message::Grant
                 | Message::Abort { .. }
                 | Message::Resumed => {
-                    return Err(unexpected(&message, "SPACE, SHARED or READY"));
+                    return Err(unexpected(&message, "SPACE, SHARED, ANCHOR or READY"));
                 }
             }
         }

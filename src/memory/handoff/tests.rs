@@ -116,15 +116,15 @@ fn hostile_messages_are_refused_by_name() {
         (&[b"\"grant\""], "in place of HELLO"),
         (
             &[
-                b"{\"hello\":{\"version\":2}}",
+                b"{\"hello\":{\"version\":3}}",
                 b"{\"space\":{\"id\":1,\"pid\":1}}",
             ],
             "0 descriptors",
         ),
-        (&[b"{\"hello\":{\"version\":2}}", &[b' '; 5000]], "too long"),
+        (&[b"{\"hello\":{\"version\":3}}", &[b' '; 5000]], "too long"),
         (
             &[
-                b"{\"hello\":{\"version\":2}}",
+                b"{\"hello\":{\"version\":3}}",
                 b"{\"ready\":{\"root\":1,\"spaces\":4,\"shared\":0}}",
             ],
             "counts do not fit",
