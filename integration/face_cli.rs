@@ -5,6 +5,7 @@ mod harness;
 use harness::*;
 
 use std::fs;
+use std::io::pipe;
 use std::process::{Command, Output};
 
 /// Runs the binary under the name `criu`.
@@ -45,6 +46,83 @@ fn help_goes_to_standard_output_and_succeeds() {
     let out = Command::new(dunlin()).arg("--help").output().unwrap();
     assert!(out.status.success());
     assert!(text(&out.stdout).contains("dunlin check"));
+}
+
+#[test]
+fn every_command_of_dunlin_explains_itself() {
+    for command in ["check", "inspect", "criu", "migrate", "receive", "resolve"] {
+        let out = Command::new(dunlin()).args([command, "--help"]).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{command}");
+        let said = text(&out.stdout);
+        assert!(said.to_lowercase().contains("usage"), "{said}");
+        assert!(said.contains(command), "{said}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_changes_no_exit_code() {
+    let scratch = Scratch::new("face-no-reader");
+    let images = scratch.dir("images").display().to_string();
+    let gone = || {
+        let (reader, writer) = pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    for (args, code) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["check", "--help"], 0),
+        (&["criu", "--help"], 0),
+        (&["criu", "check", "--feature", "list"], 0),
+        (&["resolve", "--list", "--state", &images], 0),
+        (&[], 2),
+        (&["frobnicate"], 2),
+        // Its log goes to standard error.
+        (&["criu", "dump", "-t", "4194304", "-v4", "-D", &images], 1),
+    ] {
+        let status = Command::new(dunlin())
+            .args(args)
+            .stdout(gone())
+            .stderr(gone())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+    // A full disk is another matter.
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let out = Command::new(dunlin()).arg("--help").stdout(full).output();
+    let out = out.unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let said = text(&out.stderr);
+    assert!(said.contains("standard output: No space left"), "{said}");
+}
+
+#[test]
+fn what_is_no_image_is_named() {
+    let scratch = Scratch::new("face-odd");
+    let empty = scratch.dir("empty");
+    let odd = scratch.dir("odd");
+    fs::write(odd.join("inventory.img"), "hello, world").unwrap();
+    for (dir, says) in [
+        (scratch.join("none"), "none: No such file or directory"),
+        (dunlin(), "dunlin: is no directory"),
+        (empty, "empty: there is no image in it"),
+        (odd, "odd: inventory.img: is an image of another type"),
+    ] {
+        for more in [&[][..], &["--json"]] {
+            let out = Command::new(dunlin())
+                .arg("inspect")
+                .arg(&dir)
+                .args(more)
+                .output()
+                .unwrap();
+            let said = text(&out.stderr);
+            assert_eq!(out.status.code(), Some(1), "{said}");
+            assert!(said.contains(says), "{said}");
+            assert!(out.stdout.is_empty());
+        }
+    }
 }
 
 #[test]
@@ -127,7 +205,7 @@ fn a_dump_of_nobody_is_an_error_in_its_log() {
     assert_eq!(out.status.code(), Some(1));
     let log = fs::read_to_string(scratch.join("images/dump.log")).unwrap();
     assert!(log.contains("Error ("), "{log}");
-    assert!(log.contains("4194304"), "{log}");
+    assert!(log.contains("task 4194304 (--tree): "), "{log}");
     assert!(!scratch.join("images/inventory.img").exists());
     // Without a pid, and without a directory.
     let out = criu_line(&scratch, &["dump", "-D", &images]);

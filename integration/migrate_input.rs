@@ -12,6 +12,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dunlin::wire::secret::Token;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use harness::*;
@@ -261,7 +262,12 @@ fn what_is_missing_here_is_named_before_anybody_is_asked() {
         &[token.to_str().unwrap(), "No such file"],
     );
     fs::write(&token, &right).unwrap();
-    fails(&mut m.migrate_command("nowhere", &[]), 1, &["nowhere"]);
+    for (to, code, says) in [
+        ("nowhere", 2, "is not HOST:PORT"),
+        ("nowhere.invalid:1", 1, "nowhere.invalid:1"),
+    ] {
+        fails(&mut m.migrate_command(to, &[]), code, &[to, says]);
+    }
     let bad = ["--frobnicate"];
     fails(&mut m.migrate_command(&at, &bad), 2, &["frobnicate"]);
     // Nobody came: the receiver says so, and leaves nothing.
@@ -332,6 +338,18 @@ fn a_receiver_that_speaks_otherwise_or_hangs_up_is_an_error_by_name() {
 }
 
 #[test]
+fn an_account_that_cannot_be_written_is_said_before_anything_moves() {
+    let scratch = Scratch::new("mig-account");
+    let token = scratch.join("token");
+    fs::write(&token, Token::fresh(None).unwrap().to_text()).unwrap();
+    let mut c = Command::new(dunlin());
+    c.args(["migrate", "c", "127.0.0.1:1", "--plain", "--token-file"]);
+    c.arg(&token);
+    c.arg("--report").arg(scratch.join("no/where.json"));
+    fails(&mut c, 1, &["--report", "no/where.json"]);
+}
+
+#[test]
 fn a_receiver_that_cannot_receive_says_so_at_once() {
     needs!(root, runc);
     let scratch = Scratch::new("mig-receiver");
@@ -364,6 +382,11 @@ fn a_receiver_that_cannot_receive_says_so_at_once() {
         1,
         &[nowhere.to_str().unwrap()],
     );
+    for flag in ["--output", "--state"] {
+        // below a file
+        let nowhere = file.join("x").display().to_string();
+        fails(&mut receive(any, &dir, &[flag, &nowhere]), 1, &[&nowhere]);
+    }
     let sort = ["--host-namespace", "moon"];
     fails(&mut receive(any, &dir, &sort), 2, &["moon", "network"]);
     fails(&mut receive(any, &dir, &[]), 1, &["did not come in time"]);

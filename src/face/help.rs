@@ -23,12 +23,23 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 /// The text of one command, for those that have one.
 pub(crate) fn of(command: &str) -> Option<&'static str> {
     match command {
+        "check" => Some(CHECK),
         "migrate" => Some(MIGRATE),
         "receive" => Some(RECEIVE),
         "resolve" => Some(RESOLVE),
         _ => None,
     }
 }
+
+const CHECK: &str = "\
+Usage: dunlin check [--json]
+Tries what dunlin needs of this kernel and of its privileges, one thing a line: yes,
+no, or NO where nothing works without it; then why not.
+
+  --json   the same as JSON: name, purpose, required, available, reason
+
+Ends with 1 if something required is missing.
+";
 
 const MIGRATE: &str = "\
 Usage: dunlin migrate ID HOST:PORT --token-file FILE [options]

@@ -102,11 +102,14 @@ impl<'a> MakeWriter<'a> for Output {
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut sink = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        match &mut *sink {
-            Sink::Stderr => io::stderr().write(bytes),
-            Sink::Stdout => io::stdout().write(bytes),
-            Sink::File(file) => file.write(bytes),
-        }
+        // A line that cannot be written is lost. Whoever writes it must not fail by
+        // that: the reader of a log may be gone in the middle of a migration.
+        let _ = match &mut *sink {
+            Sink::Stderr => io::stderr().write_all(bytes),
+            Sink::Stdout => io::stdout().write_all(bytes),
+            Sink::File(file) => file.write_all(bytes),
+        };
+        Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

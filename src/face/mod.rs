@@ -11,6 +11,7 @@ mod help;
 mod inspect;
 mod log;
 mod migrate;
+mod out;
 mod place;
 mod scripts;
 
@@ -51,11 +52,11 @@ pub fn main() -> ExitCode {
     match strings(args).and_then(|args| dispatch(&name, &args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(e)) => {
-            eprintln!("{name}: {e}");
+            out::complain(&format!("{name}: {e}"));
             ExitCode::from(2)
         }
         Err(Failure::Failed(e)) => {
-            eprintln!("{name}: {e}");
+            out::complain(&format!("{name}: {e}"));
             ExitCode::from(1)
         }
         Err(Failure::Told) => ExitCode::from(1),
@@ -76,7 +77,7 @@ fn dispatch(name: &str, args: &[String]) -> Result<(), Failure> {
         return criu::main(args);
     }
     let Some((command, rest)) = args.split_first() else {
-        eprint!("{}", help::TEXT);
+        out::complain(help::TEXT);
         return Err(Failure::Usage(Error::caller(
             "command line",
             "names no command",
@@ -85,18 +86,15 @@ fn dispatch(name: &str, args: &[String]) -> Result<(), Failure> {
     if let Some(text) = help::of(command)
         && rest.iter().any(|a| a == "--help" || a == "-h")
     {
-        print!("{text}");
-        return Ok(());
+        return Ok(out::print(text)?);
     }
     match command.as_str() {
-        "--help" | "-h" | "help" => {
-            print!("{}", help::TEXT);
-            Ok(())
-        }
-        "--version" | "-V" | "version" => {
-            println!("dunlin {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        "--help" | "-h" | "help" => Ok(out::print(help::TEXT)?),
+        "--version" | "-V" | "version" => Ok(out::print(concat!(
+            "dunlin ",
+            env!("CARGO_PKG_VERSION"),
+            "\n"
+        ))?),
         "criu" => criu::main(rest),
         "swrk" | "lazy-pages" => criu::main(args),
         "check" => check::main(rest),

@@ -17,7 +17,7 @@ use crate::wire::tls::Identity;
 use crate::wire::transport::{Opened, accept};
 
 /// Most bulk lanes of an epoch.
-const MAX_BULK: u32 = 8;
+pub const MAX_BULK: u32 = 8;
 /// Most connections that have not proved anything yet.
 const MAX_STRANGERS: usize = 16;
 

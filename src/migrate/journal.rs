@@ -169,6 +169,18 @@ pub fn path_of(dir: &Path, side: Side, id: &str) -> Result<PathBuf> {
     Ok(dir.join(format!("{id}.{side}")))
 }
 
+/// Makes the directory of journals (mode 0700) if it is not there.
+///
+/// # Errors
+/// Those of mkdir(2).
+pub fn make_dir(dir: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .context(|| format!("make the directory of journals {}", dir.display()))
+}
+
 impl Journal {
     /// Starts a journal in phase [`Phase::Prepared`].
     ///
@@ -177,11 +189,7 @@ impl Journal {
     pub fn create(dir: &Path, facts: Facts) -> Result<Self> {
         let path = path_of(dir, facts.side, &facts.id)?;
         let what = || format!("start journal {}", path.display());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .context(what)?;
+        make_dir(dir)?;
         let file = OpenOptions::new()
             .append(true)
             .read(true)

@@ -59,14 +59,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     aside.push(name);
     aside.push(format!(".{}", std::process::id()));
     let aside = path.with_file_name(aside);
-    let moved = write(&aside, bytes).and_then(|()| {
-        fs::rename(&aside, path).context(|| format!("put {} in place", path.display()))
-    });
-    moved.inspect_err(|e| {
+    let moved = write(&aside, bytes)
+        .and_then(|()| fs::rename(&aside, path).context(|| "put it in place".to_owned()));
+    moved.map_err(|e| {
         // One that was there before is not ours.
         if e.raw_os_error() != Some(libc::EEXIST) {
             let _ = fs::remove_file(&aside);
         }
+        e.within(format!("write {}", path.display()))
     })
 }
 

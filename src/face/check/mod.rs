@@ -5,7 +5,7 @@ mod probe;
 
 use caps::Capability;
 
-use super::Failure;
+use super::{Failure, out};
 use crate::base::{Blame, Error, Result};
 use probe::{Feature, capability, features};
 
@@ -32,7 +32,11 @@ pub(crate) fn privileges() -> Result<()> {
 /// # Errors
 /// The first thing that is not.
 pub(crate) fn required() -> Result<()> {
-    match features().into_iter().find(|f| f.required && !f.available) {
+    all_required(features())
+}
+
+fn all_required(features: Vec<Feature>) -> Result<()> {
+    match features.into_iter().find(|f| f.required && !f.available) {
         None => Ok(()),
         Some(missing) => Err(Error::new(
             Blame::Kernel,
@@ -50,8 +54,7 @@ pub(crate) fn criu(names: &[String], all: bool) -> Result<()> {
     let features = features();
     if names.iter().any(|name| name == "list") {
         let names: Vec<_> = features.iter().map(|f| f.name).collect();
-        println!("{}", names.join(" "));
-        return Ok(());
+        return out::print(&format!("{}\n", names.join(" ")));
     }
     let mut looks_good = true;
     for name in names {
@@ -59,28 +62,28 @@ pub(crate) fn criu(names: &[String], all: bool) -> Result<()> {
             .iter()
             .find(|f| f.name == name)
             .ok_or_else(|| Error::caller(format!("feature {name}"), "is not known"))?;
-        looks_good &= say(found);
+        looks_good &= say(found)?;
     }
     if names.is_empty() {
         for feature in features.iter().filter(|f| all || f.required) {
             if !feature.available {
-                looks_good &= say(feature);
+                looks_good &= say(feature)?;
             }
         }
     }
     if looks_good {
-        println!("Looks good.");
-        return Ok(());
+        return out::print("Looks good.\n");
     }
-    println!("Does not look good.");
+    out::print("Does not look good.\n")?;
     Err(Error::new(Blame::Kernel, "check", "something is missing"))
 }
 
-fn say(feature: &Feature) -> bool {
+fn say(feature: &Feature) -> Result<bool> {
     if let Some(reason) = &feature.reason {
-        println!("{} ({}): {reason}", feature.name, feature.purpose);
+        let Feature { name, purpose, .. } = feature;
+        out::print(&format!("{name} ({purpose}): {reason}\n"))?;
     }
-    feature.available
+    Ok(feature.available)
 }
 
 /// `dunlin check [--json]`.
@@ -94,27 +97,30 @@ pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
         [first, ..] => {
             return Err(Failure::Usage(Error::caller(
                 format!("argument {first:?}"),
-                "dunlin check takes only --json",
+                "dunlin check takes only --json; see dunlin check --help",
             )));
         }
     };
     let features = features();
-    if json {
-        let text = serde_json::to_string_pretty(&features)
-            .map_err(|e| Error::other(Blame::Us, "JSON", e))?;
-        println!("{text}");
+    let text = if json {
+        serde_json::to_string_pretty(&features).map_err(|e| Error::other(Blame::Us, "JSON", e))?
+            + "\n"
     } else {
-        for f in &features {
-            let state = match (f.available, f.required) {
-                (true, _) => "yes",
-                (false, true) => "NO",
-                (false, false) => "no",
-            };
-            println!("{:<3} {:<22} {}", state, f.name, f.purpose);
-            if let Some(reason) = &f.reason {
-                println!("      {reason}");
-            }
-        }
+        features.iter().map(row).collect()
+    };
+    out::print(&text)?;
+    Ok(all_required(features)?)
+}
+
+fn row(f: &Feature) -> String {
+    let state = match (f.available, f.required) {
+        (true, _) => "yes",
+        (false, true) => "NO",
+        (false, false) => "no",
+    };
+    let mut row = format!("{:<3} {:<22} {}\n", state, f.name, f.purpose);
+    if let Some(reason) = &f.reason {
+        row += &format!("      {reason}\n");
     }
-    Ok(required()?)
+    row
 }

@@ -2,11 +2,11 @@
 //! criu(8) describes them. A file becomes arguments, which are then read as
 //! if they had been typed.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, ResultExt};
 
 /// Largest configuration file, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -17,15 +17,17 @@ const MAX_FILE: u64 = 1 << 20;
 /// The file cannot be read, or a line is not an option (with its number).
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<String>>> {
     let context = || format!("configuration file {}", path.display());
-    let size = match fs::metadata(path) {
-        Ok(meta) => meta.len(),
+    let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::os(context(), e)),
+        opened => opened.context(context)?,
     };
-    if size > MAX_FILE {
+    // A pipe or a device has no size to be asked for.
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+    if read.context(context)? as u64 > MAX_FILE {
         return Err(Error::caller(context(), "is larger than 1 MiB"));
     }
-    let text = fs::read_to_string(path).map_err(|e| Error::os(context(), e))?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::caller(context(), "is not UTF-8"))?;
     parse(&text).map(Some).map_err(|e| e.within(context()))
 }
 
@@ -124,6 +126,12 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message);
         }
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let e = read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(e, "configuration file /dev/zero: is larger than 1 MiB");
     }
 
     #[test]

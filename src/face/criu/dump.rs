@@ -41,7 +41,8 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
     let (images, work) = (job.images.path(), job.work.path());
     debug!("images in {}, work in {}", images.display(), work.display());
     let mut notices = job.notices()?;
-    let network = ns::inode(options.pid, ns::Kind::Net)?;
+    let network = ns::inode(options.pid, ns::Kind::Net)
+        .map_err(|e| e.within(format!("task {} (--tree)", options.pid)))?;
     notices.of_tasks(network != ns::own_inode(ns::Kind::Net)?, true);
     notices.at(Stage::PreDump, Some(options.pid))?;
     let mut frozen = dump::freeze(&options)?;

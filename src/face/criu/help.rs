@@ -1,11 +1,7 @@
 //! `criu --help`.
 
 /// The whole text.
-pub(crate) fn text() -> String {
-    TEXT.to_owned()
-}
-
-const TEXT: &str = "\
+pub(crate) const TEXT: &str = "\
 dunlin, under the name of criu: saves and restores trees of processes.
 
 Usage:

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use job::Job;
 use typed::Typed;
 
-use super::{Failure, check};
+use super::{Failure, check, out};
 use crate::base::{Error, HostPid, Result};
 use crate::sys::inherited;
 
@@ -42,8 +42,7 @@ pub(crate) const VERSION: (i32, i32) = (4, 2);
 pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
     let asks_help = |arg: &String| arg == "--help" || arg == "-h";
     if args.iter().take_while(|arg| *arg != "--").any(asks_help) {
-        print!("{}", help::text());
-        return Ok(());
+        return Ok(out::print(help::TEXT)?);
     }
     let mut typed = Typed::default();
     let mut operands = Vec::new();
@@ -59,9 +58,10 @@ pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
         operands = found;
     }
     if typed.version {
-        println!("Version: {}.{}", VERSION.0, VERSION.1);
-        println!("dunlin {}", env!("CARGO_PKG_VERSION"));
-        return Ok(());
+        let (major, minor) = VERSION;
+        let own = env!("CARGO_PKG_VERSION");
+        let text = format!("Version: {major}.{minor}\ndunlin {own}\n");
+        return Ok(out::print(&text)?);
     }
     let Some((command, operands)) = operands.split_first() else {
         return Err(usage("command line", "names no command; try criu --help"));

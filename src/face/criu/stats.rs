@@ -1,17 +1,16 @@
 //! `stats-dump` and `stats-restore`: what callers show as the figures of a
 //! job. Times are microseconds.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use tracing::warn;
 
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, Result};
+use crate::face::out;
 use crate::image::records::StatsEntry;
 use crate::image::{Kind, Set};
+use crate::sys::private;
 
 /// Writes `stats` into the work directory `dir`, and to standard output if `show`.
 /// The job is done by then, its tasks run or are gone: a disk that is full does
@@ -21,7 +20,7 @@ pub(crate) fn tell(dir: &Path, stats: &StatsEntry, show: bool) {
         warn!("{e}");
     }
     if show {
-        print(stats);
+        out::tell(&shown(stats));
     }
 }
 
@@ -37,36 +36,34 @@ fn write(dir: &Path, stats: &StatsEntry) -> Result<()> {
     let bytes = set
         .raw(&name)
         .ok_or_else(|| Error::bug(name.clone(), "was not encoded"))?;
-    let path = dir.join(&name);
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|mut file| file.write_all(bytes))
-        .context(|| format!("statistics {}", path.display()))
+    private::replace(&dir.join(&name), bytes).map_err(|e| e.within("statistics"))
 }
 
-fn print(stats: &StatsEntry) {
+fn shown(stats: &StatsEntry) -> String {
+    let mut lines = Vec::new();
     if let Some(dump) = &stats.dump {
-        println!("Displaying dump stats:");
-        println!("Freezing time: {} us", dump.freezing_time);
-        println!("Frozen time: {} us", dump.frozen_time);
-        println!("Memory dump time: {} us", dump.memdump_time);
-        println!("Memory write time: {} us", dump.memwrite_time);
-        println!("Memory pages scanned: {}", dump.pages_scanned);
-        println!("Memory pages written: {}", dump.pages_written);
-        println!("Lazy memory pages: {}", dump.pages_lazy);
+        lines.extend([
+            "Displaying dump stats:".to_owned(),
+            format!("Freezing time: {} us", dump.freezing_time),
+            format!("Frozen time: {} us", dump.frozen_time),
+            format!("Memory dump time: {} us", dump.memdump_time),
+            format!("Memory write time: {} us", dump.memwrite_time),
+            format!("Memory pages scanned: {}", dump.pages_scanned),
+            format!("Memory pages written: {}", dump.pages_written),
+            format!("Lazy memory pages: {}", dump.pages_lazy),
+        ]);
     }
     if let Some(restore) = &stats.restore {
-        println!("Displaying restore stats:");
-        if let Some(pages) = restore.pages_restored {
-            println!("Pages restored: {pages}");
-        }
-        println!("Restore time: {} us", restore.restore_time);
-        println!("Forking time: {} us", restore.forking_time);
+        lines.push("Displaying restore stats:".to_owned());
+        lines.extend(
+            restore
+                .pages_restored
+                .map(|n| format!("Pages restored: {n}")),
+        );
+        lines.push(format!("Restore time: {} us", restore.restore_time));
+        lines.push(format!("Forking time: {} us", restore.forking_time));
     }
+    lines.join("\n") + "\n"
 }
 
 /// Whole microseconds of `time`, at most `u32::MAX`.

@@ -11,9 +11,9 @@ mod spaces;
 mod text;
 
 use super::Failure;
-use crate::base::{Error, Result, ResultExt};
+use super::out::print;
+use crate::base::{Error, Result};
 use report::Report;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// What `--help` prints.
@@ -100,14 +100,6 @@ fn parse(arguments: &[String]) -> Result<Option<Arguments>> {
         json,
         sections,
     }))
-}
-
-fn print(text: &str) -> Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.context(|| String::from("write to standard output")),
-    }
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@ use super::Section;
 use super::areas::{self, Memory};
 use super::files::{self, Descriptor, Names};
 use super::spaces::{self, CgroupPlace, Mount, Namespace};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, ResultExt};
 use crate::image::records::{
     CoreEntry, FsEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, SeccompMode,
     TaskKobjIdsEntry, ThreadCoreEntry,
 };
 use crate::image::{Kind, Set, task_state};
 use serde::Serialize;
+use std::fs;
 use std::path::Path;
 
 /// An image directory.
@@ -85,11 +86,9 @@ pub(super) struct Thread {
 impl Report {
     /// Reads a directory.
     pub(super) fn read(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            return Err(Error::caller(
-                format!("inspect {}", dir.display()),
-                "no such directory",
-            ));
+        let what = || format!("inspect {}", dir.display());
+        if !fs::metadata(dir).context(what)?.is_dir() {
+            return Err(Error::caller(what(), "is no directory"));
         }
         let set = Set::read(dir)?;
         if set.files().next().is_none() {

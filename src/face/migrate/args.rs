@@ -1,14 +1,17 @@
 //! Options of the migration commands: what was typed, then what it means.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use lexopt::{Parser, ValueExt};
+use nix::unistd::{AccessFlags, access};
 
 use crate::base::{Error, ResultExt};
 use crate::face::{Failure, address};
+use crate::migrate::gate::MAX_BULK;
 use crate::migrate::policy::{OWN, Policy};
 use crate::migrate::probe::{self, Probe};
 use crate::wire::secret::Token;
@@ -25,14 +28,34 @@ fn text(p: &mut Parser) -> Result<String, Failure> {
     p.value().and_then(|v| v.string()).map_err(usage)
 }
 
-fn number<T: FromStr<Err: Into<Box<dyn std::error::Error + Send + Sync>>>>(
-    p: &mut Parser,
-) -> Result<T, Failure> {
-    p.value().and_then(|v| v.parse()).map_err(usage)
+fn wrong(what: String, why: impl Into<Cow<'static, str>>) -> Failure {
+    Failure::Usage(Error::caller(what, why))
 }
 
-fn seconds(p: &mut Parser) -> Result<Duration, Failure> {
-    Ok(Duration::from_secs(number::<u64>(p)?.clamp(1, 86_400)))
+fn number(flag: &str, p: &mut Parser, range: RangeInclusive<u64>) -> Result<u64, Failure> {
+    let typed = text(p)?;
+    let number = typed.parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| {
+        let (least, most) = (range.start(), range.end());
+        wrong(
+            format!("--{flag} {typed}"),
+            format!("is no number from {least} to {most}"),
+        )
+    })
+}
+
+/// At most a day.
+fn seconds(flag: &str, p: &mut Parser) -> Result<Duration, Failure> {
+    Ok(Duration::from_secs(number(flag, p, 1..=86_400)?))
+}
+
+/// An absolute path, as text.
+fn absolute(flag: &str, p: &mut Parser) -> Result<String, Failure> {
+    let typed = text(p)?;
+    if typed.starts_with('/') {
+        return Ok(typed);
+    }
+    Err(wrong(format!("--{flag} {typed}"), "is no absolute path"))
 }
 
 fn path(p: &mut Parser) -> Result<PathBuf, Failure> {
@@ -61,20 +84,20 @@ fn each(
     let mut p = Parser::from_args(args.iter().cloned());
     loop {
         // Owned: the parser is needed again for a flag's value.
-        let (flag, word) = match p.next().map_err(usage)? {
+        let (flag, dashes) = match p.next().map_err(usage)? {
             None => return Ok(()),
-            Some(lexopt::Arg::Short(c)) => (c.to_string(), None),
-            Some(lexopt::Arg::Long(l)) => (l.to_owned(), None),
-            Some(lexopt::Arg::Value(v)) => (String::new(), Some(v.string().map_err(usage)?)),
+            Some(lexopt::Arg::Short(c)) => (c.to_string(), "-"),
+            Some(lexopt::Arg::Long(l)) => (l.to_owned(), "--"),
+            Some(lexopt::Arg::Value(v)) => {
+                let word = v.string().map_err(usage)?;
+                if !take(Typed::Word(word.clone()), &mut p)? {
+                    return Err(wrong(format!("argument {word:?}"), "is one too many"));
+                }
+                continue;
+            }
         };
-        let typed = match &word {
-            Some(w) => Typed::Word(w.clone()),
-            None => Typed::Flag(&flag),
-        };
-        if !take(typed, &mut p)? {
-            let what = word.unwrap_or_else(|| format!("option {flag}"));
-            let why = "is not known or one too many";
-            return Err(Failure::Usage(Error::caller(what, why)));
+        if !take(Typed::Flag(&flag), &mut p)? {
+            return Err(wrong(format!("option {dashes}{flag}"), "is not known"));
         }
     }
 }
@@ -166,18 +189,21 @@ impl Session {
         match flag {
             "token-file" => self.token_file = Some(path(p)?),
             "plain" => self.plain = true,
-            "patience" => self.patience = seconds(p)?,
+            "patience" => self.patience = seconds(flag, p)?,
             "action-script" => {
                 // A later process, somewhere else, may have to run it.
-                let file = std::path::absolute(path(p)?).context(|| format!("--{flag}"))?;
+                let file = path(p)?;
+                let what = || format!("--{flag} {}", file.display());
+                let file = std::path::absolute(&file).context(what)?;
+                // It may be wanted when there is no way back.
+                access(&file, AccessFlags::X_OK).context(what)?;
                 self.scripts.push(file);
             }
             "pause-at" => {
                 let point = text(p)?;
                 if !self.points.contains(&point.as_str()) {
                     let why = format!("is none of {}", self.points.join(", "));
-                    let what = format!("--pause-at {point}");
-                    return Err(Failure::Usage(Error::caller(what, why)));
+                    return Err(wrong(format!("--{flag} {point}"), why));
                 }
                 self.probe = Probe::new(Some(point));
             }
@@ -213,9 +239,10 @@ pub(super) fn migrate(args: &[String]) -> Result<Migrate, Failure> {
     each(args, |typed, p| {
         match typed {
             Typed::Flag("report") => report = Some(path(p)?),
-            Typed::Flag("bulk") => bulk = number(p)?,
-            Typed::Flag("max-pause") => max_pause = seconds(p)?,
+            Typed::Flag(flag @ "bulk") => bulk = number(flag, p, 1..=MAX_BULK.into())?,
+            Typed::Flag(flag @ "max-pause") => max_pause = seconds(flag, p)?,
             Typed::Flag(flag) => return session.take(flag, p),
+            Typed::Word(_) if words.len() == 2 => return Ok(false),
             Typed::Word(w) => words.push(w),
         }
         Ok(true)
@@ -223,13 +250,17 @@ pub(super) fn migrate(args: &[String]) -> Result<Migrate, Failure> {
     let [id, to] =
         <[String; 2]>::try_from(words).map_err(|_| missing("container id or HOST:PORT"))?;
     let token = token(&session)?;
+    let to = address(&to)?;
+    if to.port() == 0 {
+        return Err(wrong(format!("address {to}"), "has no port"));
+    }
     Ok(Migrate {
         session,
         id,
-        to: address(&to)?,
+        to,
         token,
         report,
-        bulk,
+        bulk: usize::try_from(bulk).unwrap_or(1),
         max_pause,
     })
 }
@@ -278,15 +309,15 @@ pub(super) fn receive(args: &[String]) -> Result<Receive, Failure> {
         match flag {
             "listen" => listen = Some(address(&text(p)?)?),
             "dir" => dir = Some(path(p)?),
-            "allow-bind" => policy.binds.push(text(p)?),
-            "allow-device" => policy.devices.push(text(p)?),
-            "allow-namespace" => policy.namespaces.push(text(p)?),
+            "allow-bind" => policy.binds.push(absolute(flag, p)?),
+            "allow-device" => policy.devices.push(absolute(flag, p)?),
+            "allow-namespace" => policy.namespaces.push(absolute(flag, p)?),
             "allow-sysctl" => policy.sysctls.push(text(p)?),
             "allow-cgroup" => policy.cgroups.push(text(p)?),
             "host-namespace" => policy.host_namespaces.push(namespace(text(p)?)?),
             "cgroups-path" => policy.cgroups_path = Some(text(p)?),
-            "max-bundle" => max_bundle = number(p)?,
-            "wait" => wait = Some(seconds(p)?),
+            "max-bundle" => max_bundle = number(flag, p, 1..=u64::MAX)?,
+            "wait" => wait = Some(seconds(flag, p)?),
             "output" => output = Some(path(p)?),
             _ => return session.take(flag, p),
         }
@@ -308,10 +339,7 @@ fn namespace(sort: String) -> Result<String, Failure> {
         return Ok(sort);
     }
     let why = format!("is none of {}", OWN.join(", "));
-    Err(Failure::Usage(Error::caller(
-        format!("--host-namespace {sort}"),
-        why,
-    )))
+    Err(wrong(format!("--host-namespace {sort}"), why))
 }
 
 /// What `dunlin resolve` shall do.
@@ -340,24 +368,33 @@ pub(super) struct Resolve {
 /// Wrong usage.
 pub(super) fn resolve(args: &[String]) -> Result<Resolve, Failure> {
     let mut shared = Shared::default();
-    let (mut list, mut id, mut decision) = (false, None, Decision::Journal);
+    let (mut list, mut id, mut thaw, mut discard) = (false, None, false, false);
     each(args, |typed, p| {
         match typed {
             Typed::Flag("list") => list = true,
-            Typed::Flag("thaw") => decision = Decision::Thaw,
-            Typed::Flag("discard") => decision = Decision::Discard,
+            Typed::Flag("thaw") => thaw = true,
+            Typed::Flag("discard") => discard = true,
             Typed::Flag(flag) => return shared.take(flag, p),
             Typed::Word(w) if id.is_none() => id = Some(w),
             Typed::Word(_) => return Ok(false),
         }
         Ok(true)
     })?;
+    let decision = match (thaw, discard) {
+        (false, false) => Decision::Journal,
+        (true, false) => Decision::Thaw,
+        (false, true) => Decision::Discard,
+        (true, true) => return Err(wrong("--thaw".into(), "contradicts --discard")),
+    };
+    if list && (id.is_some() || thaw || discard) {
+        return Err(wrong("--list".into(), "settles nothing: it stands alone"));
+    }
     if !list && id.is_none() {
         return Err(missing("container id, or --list"));
     }
     Ok(Resolve {
         shared,
-        id: id.filter(|_| !list),
+        id,
         decision,
     })
 }
@@ -419,13 +456,63 @@ mod tests {
     }
 
     #[test]
-    fn unknown_words_are_refused() {
-        assert!(migrate(&words("c h:1 --frobnicate")).is_err());
-        assert!(receive(&words("--listen 127.0.0.1:0 --dir /x extra")).is_err());
-        assert!(resolve(&words("")).is_err());
-        assert_eq!(
-            resolve(&words("c --thaw")).unwrap().decision,
-            Decision::Thaw
+    fn what_cannot_be_meant_is_refused_by_its_name() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), Token::fresh(None).unwrap().to_text()).unwrap();
+        let to = format!(
+            "c 127.0.0.1:1 --plain --token-file {}",
+            file.path().display()
         );
+        migrate(&words(&to)).unwrap();
+        for (more, says) in [
+            ("--frobnicate", "option --frobnicate: is not known"),
+            ("-x", "option -x: is not known"),
+            ("d", "argument \"d\": is one too many"),
+            ("--bulk 0", "--bulk 0: is no number from 1 to 8"),
+            ("--bulk 9", "--bulk 9: is no number from 1 to 8"),
+            ("--bulk -1", "--bulk -1: is no number from 1 to 8"),
+            ("--patience 0", "--patience 0: is no number from 1 to 86400"),
+            ("--max-pause 86401", "--max-pause 86401: is no number from"),
+            ("--max-pause", "--max-pause"),
+            (
+                "--action-script /nonexistent",
+                "--action-script /nonexistent: No such",
+            ),
+            (
+                "--action-script /etc/passwd",
+                "--action-script /etc/passwd: Permission",
+            ),
+        ] {
+            let e = said(migrate(&words(&format!("{to} {more}"))).unwrap_err());
+            assert!(e.contains(says), "{more}: {e}");
+        }
+        let e = said(migrate(&words(&to.replace(":1 ", ":0 "))).unwrap_err());
+        assert_eq!(e, "address 127.0.0.1:0: has no port");
+        let here = "--listen 127.0.0.1:0 --dir /x";
+        for (more, says) in [
+            ("extra", "argument \"extra\": is one too many"),
+            ("--max-bundle 64G", "--max-bundle 64G: is no number"),
+            ("--wait x", "--wait x: is no number from 1 to 86400"),
+            ("--allow-bind srv", "--allow-bind srv: is no absolute path"),
+            (
+                "--host-namespace user",
+                "--host-namespace user: is none of pid",
+            ),
+        ] {
+            let e = said(receive(&words(&format!("{here} {more}"))).unwrap_err());
+            assert!(e.contains(says), "{more}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_decision_is_one_and_about_one() {
+        for wrong in ["", "c --thaw --discard", "--list c", "--list --thaw", "c d"] {
+            assert!(resolve(&words(wrong)).is_err(), "{wrong}");
+        }
+        let decision = |line| resolve(&words(line)).unwrap().decision;
+        assert_eq!(decision("c --thaw"), Decision::Thaw);
+        assert_eq!(decision("c --discard"), Decision::Discard);
+        assert_eq!(decision("c"), Decision::Journal);
+        assert_eq!(resolve(&words("--list")).unwrap().id, None);
     }
 }

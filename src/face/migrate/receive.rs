@@ -1,6 +1,5 @@
 //! `dunlin receive`.
 
-use std::io::Write;
 use std::net::TcpListener;
 
 use super::args;
@@ -8,8 +7,8 @@ use super::host::RuncHost;
 use super::resolve;
 use crate::base::ResultExt;
 use crate::face::scripts::Scripts;
-use crate::face::{Failure, log};
-use crate::migrate::{self, destination};
+use crate::face::{Failure, log, out};
+use crate::migrate::{self, destination, journal};
 use crate::sys::private;
 use crate::wire::secret::Token;
 use crate::wire::tls::Identity;
@@ -29,6 +28,11 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         .dir
         .canonicalize()
         .context(|| format!("find {}", r.dir.display()))?;
+    // What would fail only when the container has stopped, fails now.
+    journal::make_dir(&session.shared.state)?;
+    if let Some(output) = &r.output {
+        private::append(output).map_err(|e| e.within("--output"))?;
+    }
     let listener = TcpListener::bind(r.listen).context(|| format!("listen on {}", r.listen))?;
     let at = listener
         .local_addr()
@@ -42,15 +46,10 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     match &session.token_file {
         Some(file) => {
             private::replace(file, format!("{}\n", token.to_text()).as_bytes())?;
-            println!("listening on {at}, token in {}", file.display());
+            out::print(&format!("listening on {at}, token in {}\n", file.display()))?;
         }
-        None => {
-            println!("listening on {at}");
-            println!("{}", token.to_text());
-        }
+        None => out::print(&format!("listening on {at}\n{}\n", token.to_text()))?,
     }
-    // Whoever waits for the token reads it now.
-    let _ = std::io::stdout().flush();
     let mut host = RuncHost::new(
         &session.shared.runc_root,
         r.output.clone(),
@@ -76,9 +75,10 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         let _ = std::fs::remove_file(file);
     }
     let got = got?;
-    println!("{} runs here, bundle {}", got.id, got.bundle.display());
+    let mut account = format!("{} runs here, bundle {}\n", got.id, got.bundle.display());
     for (name, value) in &got.figures {
-        println!("  {name:<20} {value}");
+        account += &format!("  {name:<20} {value}\n");
     }
+    out::tell(&account);
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::base::{Error, HostPid, Result, utc};
 use crate::engine::hold::{Hold, Verdict};
 use crate::engine::options::Stage;
 use crate::face::scripts::Scripts;
-use crate::face::{Failure, log, place};
+use crate::face::{Failure, log, out, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
 use crate::migrate::ports::LOSS;
 use crate::runtime::runc;
@@ -33,31 +33,9 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     log::start(log::Sink::Stderr, r.shared.verbosity);
     let Some(id) = r.id else {
         for path in journal::list(&r.shared.state)? {
-            match journal::read(&path) {
-                Ok(s) => {
-                    let next = if journal::is_owned(&path)? {
-                        "under way"
-                    } else {
-                        match orphan::fate(&s)? {
-                            Fate::Orphan => ORPHAN,
-                            Fate::Gone | Fate::Whole => advice(&s),
-                        }
-                    };
-                    let (f, when) = (&s.facts, utc(s.at / 1000));
-                    println!(
-                        "{}  {:?} {:?} since {}  peer {}  {next}",
-                        f.id,
-                        f.side,
-                        s.phase,
-                        String::from_utf8_lossy(&when),
-                        f.peer,
-                    );
-                    for line in loss(&s).lines() {
-                        println!("  loss: {}", printable(line));
-                    }
-                }
-                Err(e) => println!("{}: {e}", path.display()),
-            }
+            // One that cannot be read hides none of the others.
+            let said = entry(&path).unwrap_or_else(|e| format!("{}: {e}\n", path.display()));
+            out::print(&said)?;
         }
         return Ok(());
     };
@@ -68,7 +46,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
             found = true;
             let (journal, story) = Journal::take_over(&path)?;
             orphan::stop(&story)?;
-            println!("{}", settle(journal, &story, r.decision)?);
+            out::tell(&format!("{}\n", settle(journal, &story, r.decision)?));
         }
     }
     if found {
@@ -76,6 +54,32 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     } else {
         Err(Error::caller(format!("resolve {id}"), "there is nothing to settle").into())
     }
+}
+
+/// A journal as `--list` shows it.
+fn entry(path: &Path) -> Result<String> {
+    let s = journal::read(path)?;
+    let next = if journal::is_owned(path)? {
+        "under way"
+    } else {
+        match orphan::fate(&s)? {
+            Fate::Orphan => ORPHAN,
+            Fate::Gone | Fate::Whole => advice(&s),
+        }
+    };
+    let (f, when) = (&s.facts, utc(s.at / 1000));
+    let mut said = format!(
+        "{}  {:?} {:?} since {}  peer {}  {next}\n",
+        f.id,
+        f.side,
+        s.phase,
+        String::from_utf8_lossy(&when),
+        f.peer,
+    );
+    for line in loss(&s).lines() {
+        said += &format!("  loss: {}\n", printable(line));
+    }
+    Ok(said)
 }
 
 /// What was written beside the container of a destination whose memory was lost.
