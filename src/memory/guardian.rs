@@ -22,8 +22,10 @@
 //! still no zeros are read: [`super::anchor`]. It leaves our control groups, where it
 //! may: who kills one of those kills us, but not it.
 //!
-//! Children that a task forks after the resume die with their pid namespace, or
-//! wait for their pages for ever; they read no zeros either.
+//! Children that a task forks after the resume die with their pid namespace, or by
+//! descent. One without either (its parent has ended) gets SIGBUS at the first page
+//! that it lacks: each fault that it tells is answered with poison, in whatever
+//! address space it is. No zeros are read there either.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
@@ -95,14 +97,13 @@ impl Guardian {
         Ok(())
     }
 
-    /// Adds the processes of a job. Children that they fork are not found: they
-    /// die with their pid namespace.
+    /// Adds the processes of a job.
     ///
     /// # Errors
     /// Too many, or no descriptor left.
     pub fn watch(&mut self, filler: &Filler) -> Result<()> {
-        for (_, pidfd) in filler.processes() {
-            self.shared.now().watch(pidfd.as_fd())?;
+        for (pid, pidfd) in filler.processes() {
+            self.shared.now().watch(pid, pidfd.as_fd())?;
         }
         Ok(())
     }

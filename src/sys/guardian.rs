@@ -5,7 +5,6 @@
 //!
 //! What it is for, and what it does when we die: [`crate::memory::guardian`].
 
-use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
@@ -13,6 +12,10 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use crate::base::{Error, HostPid, Result, utc};
 use crate::sys::pidfd;
+
+mod family;
+mod raw;
+mod table;
 
 /// Processes that one guardian can stop by descriptor.
 pub const MAX_WATCHED: usize = 4000;
@@ -27,12 +30,13 @@ struct Board {
     /// Where to say what happened, or -1.
     status: AtomicI32,
     pidfds: [AtomicI32; MAX_WATCHED],
+    /// The processes of `pidfds`, for their children.
+    pids: [AtomicI32; MAX_WATCHED],
 }
 
 const SAID: &[u8] = b" the page handler died; the container is killed, so that no page of it \
 reads as zeros\n";
 const DONE: &[u8] = b" all its processes are gone\n";
-const UFFDIO_CONTINUE: u32 = 0xc020_aa07;
 
 /// A running guardian. Dropping it lets it go: do that only when no descriptor
 /// needs it any more.
@@ -129,20 +133,23 @@ impl Guardian {
         self.pidfd.as_fd()
     }
 
-    /// Adds a process that is killed when we die.
+    /// Adds a process that is killed when we die, with those that descend from it.
     ///
     /// # Errors
     /// More than [`MAX_WATCHED`], or no descriptor left.
-    pub fn watch(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
+    pub fn watch(&mut self, pid: HostPid, pidfd: BorrowedFd<'_>) -> Result<()> {
         let own = pidfd
             .try_clone_to_owned()
             .map_err(|e| Error::os("duplicate a pidfd", e))?;
         // SAFETY: the board lives as long as `self`.
         let board = unsafe { self.board.as_ref() };
         let n = board.watched.load(Ordering::Acquire);
-        let slot = usize::try_from(n).ok().and_then(|n| board.pidfds.get(n));
-        let slot = slot.ok_or_else(|| Error::errno("watch a process", libc::ENOSPC))?;
+        let slots = usize::try_from(n)
+            .ok()
+            .and_then(|n| board.pidfds.get(n).zip(board.pids.get(n)));
+        let (slot, number) = slots.ok_or_else(|| Error::errno("watch a process", libc::ENOSPC))?;
         slot.store(own.as_raw_fd(), Ordering::Release);
+        number.store(pid.0, Ordering::Release);
         board.watched.store(n + 1, Ordering::Release);
         self.kept.push(own);
         Ok(())
@@ -202,13 +209,14 @@ fn watch_over(board: &Board, parent: RawFd) -> ! {
         libc::prctl(libc::PR_SET_PDEATHSIG, 0);
     }
     wait_for(parent, -1);
-    if board.released.load(Ordering::Acquire) == 1 || !any_alive() {
+    if board.released.load(Ordering::Acquire) == 1 || !table::any_alive(table::Then::Nothing) {
         exit();
     }
     say(board, SAID);
     loop {
         kill_all(board);
-        if !any_alive() {
+        // Whoever of them lives on descends from them, by ways that are not known.
+        if !table::any_alive(table::Then::Poison) {
             break;
         }
         // Nothing tells when an address space has ended.
@@ -233,6 +241,17 @@ fn wait_for(fd: RawFd, millis: i32) {
     unsafe { libc::poll(&raw mut p, 1, millis) };
 }
 
+/// Whether the process of a pidfd has not ended: its number is its own.
+fn lives(pidfd: RawFd) -> bool {
+    let mut p = libc::pollfd {
+        fd: pidfd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd on this stack.
+    unsafe { libc::poll(&raw mut p, 1, 0) == 0 }
+}
+
 fn say(board: &Board, text: &[u8]) {
     let fd = board.status.load(Ordering::Acquire);
     if fd < 0 {
@@ -252,9 +271,13 @@ fn say(board: &Board, text: &[u8]) {
 }
 
 fn kill_all(board: &Board) {
-    let n = board.watched.load(Ordering::Acquire);
-    for slot in board.pidfds.iter().take(usize::try_from(n).unwrap_or(0)) {
+    let n = usize::try_from(board.watched.load(Ordering::Acquire)).unwrap_or(0);
+    for (slot, pid) in board.pidfds.iter().zip(&board.pids).take(n) {
         let fd = slot.load(Ordering::Acquire);
+        if lives(fd) {
+            // First, while it is known whose they are.
+            family::kill_children(pid.load(Ordering::Acquire));
+        }
         // SAFETY: the siginfo pointer may be null.
         unsafe {
             libc::syscall(
@@ -266,85 +289,4 @@ fn kill_all(board: &Board) {
             )
         };
     }
-}
-
-/// Whether some userfaultfd in our table guards an address space that lives.
-/// Found by looking at the table, since a fork may have put one there of which
-/// nobody knew yet.
-fn any_alive() -> bool {
-    // SAFETY: a constant path.
-    let dir = unsafe {
-        libc::open(
-            c"/proc/self/fd".as_ptr(),
-            libc::O_RDONLY | libc::O_DIRECTORY,
-        )
-    };
-    if dir < 0 {
-        // Better to go on guarding than to let go.
-        return true;
-    }
-    let mut alive = false;
-    let mut buf = [0u64; 512];
-    loop {
-        // SAFETY: `buf` has the length that is given.
-        let n = unsafe {
-            libc::syscall(
-                libc::SYS_getdents64,
-                dir,
-                buf.as_mut_ptr(),
-                size_of_val(&buf),
-            )
-        };
-        let Ok(n @ 1..) = usize::try_from(n) else {
-            break;
-        };
-        // SAFETY: the kernel filled `n` bytes of the buffer.
-        let bytes = unsafe { std::slice::from_raw_parts(buf.as_ptr().cast::<u8>(), n) };
-        let mut at = 0;
-        // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
-        while at + 19 < n {
-            let len = usize::from(u16::from_ne_bytes([bytes[at + 16], bytes[at + 17]]));
-            if len == 0 || at + len > n {
-                break;
-            }
-            alive |= guards_a_living_one(dir, &bytes[at + 19..at + len]);
-            at += len;
-        }
-    }
-    // SAFETY: opened above.
-    unsafe { libc::close(dir) };
-    alive
-}
-
-/// `name` is a descriptor's number, ended by a zero byte.
-fn guards_a_living_one(dir: RawFd, name: &[u8]) -> bool {
-    const KIND: &[u8] = b"anon_inode:[userfaultfd]";
-    let mut fd = 0i32;
-    for b in name.iter().take_while(|b| **b != 0) {
-        if !b.is_ascii_digit() {
-            return false;
-        }
-        fd = fd.wrapping_mul(10).wrapping_add(i32::from(b - b'0'));
-    }
-    let mut link = [0u8; 64];
-    // SAFETY: `name` is ended by a zero byte, as getdents64(2) writes it; `link`
-    // has the length that is given.
-    let n = unsafe {
-        libc::readlinkat(
-            dir,
-            name.as_ptr().cast(),
-            link.as_mut_ptr().cast(),
-            link.len(),
-        )
-    };
-    if usize::try_from(n).ok().and_then(|n| link.get(..n)) != Some(KIND) {
-        return false;
-    }
-    // A question that no address space answers with success; one that has ended
-    // says so.
-    let mut arg = [0x10000u64, 4096, 0, 0];
-    // SAFETY: `arg` is laid out as struct uffdio_continue, 32 bytes.
-    let r = unsafe { libc::ioctl(fd, libc::Ioctl::from(UFFDIO_CONTINUE), arg.as_mut_ptr()) };
-    let errno = io::Error::last_os_error().raw_os_error();
-    r == 0 || errno != Some(libc::ESRCH)
 }

@@ -82,9 +82,18 @@ fn handler_process() {
     let (said, waits) = channel();
     let policy = Box::new(|_: &crate::base::Error| OnLoss::Wait);
     let _handler = Handler::start(filler, Arc::new(Silent(said)), policy).unwrap();
-    child.start_sum(at, PAGE_SIZE);
+    let family = std::env::var("DUNLIN_TEST_FAMILY").unwrap_or_default();
+    let forked = (!family.is_empty()).then(|| child.spawn());
+    let who = forked.as_ref().unwrap_or(&child);
+    if family == "orphan" {
+        testing::become_subreaper();
+        crate::sys::pidfd::send_signal(child.pidfd().as_fd(), libc::SIGKILL).unwrap();
+        let end = crate::sys::pidfd::wait_exit(child.pidfd().as_fd(), None);
+        assert!(end.unwrap());
+    }
+    who.start_sum(at, PAGE_SIZE);
     waits.recv().unwrap();
-    println!("\nwaiting {}", child.pid());
+    println!("\nwaiting {}", who.pid());
     // Until killed.
     loop {
         std::thread::park();
@@ -94,11 +103,22 @@ fn handler_process() {
 /// Kills a handler while a task of its waits; returns how that task ended:
 /// `Err(signal)` or `Ok(exit code)`. It exits by itself when its read returns.
 fn kill_the_handler(mode: &str, shared: bool) -> std::result::Result<i32, i32> {
-    testing::become_subreaper();
     let mut command = Command::new(std::env::current_exe().unwrap());
     if shared {
         command.env("DUNLIN_TEST_SHARED", "1");
     }
+    ended_with(command, mode)
+}
+
+/// The same for a child that the task has forked, and whether that is an orphan.
+fn kill_the_handler_of(family: &str, mode: &str) -> std::result::Result<i32, i32> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("DUNLIN_TEST_FAMILY", family);
+    ended_with(command, mode)
+}
+
+fn ended_with(mut command: Command, mode: &str) -> std::result::Result<i32, i32> {
+    testing::become_subreaper();
     let mut handler = command
         .args(["--exact", "memory::guardian::tests::handler_process"])
         .args(["--ignored", "--nocapture", "--test-threads=1"])
@@ -113,7 +133,20 @@ fn kill_the_handler(mode: &str, shared: bool) -> std::result::Result<i32, i32> {
         .expect("it says that a task waits");
     handler.kill().unwrap();
     handler.wait().unwrap();
+    let ours = i32::try_from(std::process::id()).unwrap();
+    // Its parent has to be gone first.
+    until("it is ours", || {
+        crate::sys::procfs::stat(HostPid(pid)).unwrap().ppid == ours
+    });
     testing::wait_adopted(HostPid(pid))
+}
+
+fn until(what: &str, good: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !good() {
+        assert!(std::time::Instant::now() < end, "not in time: {what}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -138,6 +171,24 @@ fn dies_and_says_so(shared: bool) {
 }
 
 #[test]
+fn a_child_that_was_forked_dies_with_its_parent() {
+    let status = tempfile::NamedTempFile::new().unwrap();
+    let mode = status.path().to_str().unwrap();
+    assert_eq!(kill_the_handler_of("child", mode), Err(libc::SIGKILL));
+}
+
+#[test]
+fn a_child_whose_parent_has_ended_dies_of_the_page_that_it_lacks() {
+    let status = tempfile::NamedTempFile::new().unwrap();
+    let mode = status.path().to_str().unwrap();
+    assert_eq!(kill_the_handler_of("orphan", mode), Err(libc::SIGBUS));
+    until("it says that all are gone", || {
+        let said = std::fs::read_to_string(status.path()).unwrap();
+        said.contains("all its processes are gone")
+    });
+}
+
+#[test]
 fn without_a_guardian_the_same_task_does_read_zeros() {
     // The task's read returns, its answer goes nowhere, and it exits.
     assert_eq!(kill_the_handler("none", false), Ok(0));
@@ -158,11 +209,7 @@ fn a_guardian_that_dies_is_replaced() {
     let first = guardian.pid();
     let held = crate::sys::pidfd::open(first).unwrap();
     crate::sys::pidfd::send_signal(held.as_fd(), libc::SIGKILL).unwrap();
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while guardian.pid() == first {
-        assert!(std::time::Instant::now() < end, "nobody took its place");
-        std::thread::yield_now();
-    }
+    until("somebody took its place", || guardian.pid() != first);
     let second = guardian.pid();
     drop(guardian);
     for pid in [first, second] {
