@@ -168,11 +168,22 @@ impl Move {
 
     /// The receiver, listening; its token lies in `token`.
     pub fn receive(&self, more: &[&str]) -> (Child, String) {
+        self.receive_by(self.dunlin(), more)
+    }
+
+    /// The same, with programs in `bin` found before all others.
+    pub fn receive_with(&self, bin: &Path, more: &[&str]) -> (Child, String) {
+        let path = std::env::var("PATH").unwrap();
+        let mut c = self.dunlin();
+        c.env("PATH", format!("{}:{path}", bin.display()));
+        self.receive_by(c, more)
+    }
+
+    fn receive_by(&self, mut command: Command, more: &[&str]) -> (Child, String) {
         let token = self.scratch.join("token");
         let _ = fs::remove_file(&token);
         let log = fs::File::create(self.scratch.join("receive.log")).unwrap();
-        let child = self
-            .dunlin()
+        let child = command
             .args(["receive", "--listen", "127.0.0.1:0", "--wait", "60", "-v"])
             .args(["--cgroups-path", &self.cgroups_there()])
             .arg("--dir")

@@ -1,3 +1,4 @@
 //! What an OCI runtime knows about a container.
 
+pub mod kept;
 pub mod runc;

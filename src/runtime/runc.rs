@@ -84,10 +84,7 @@ impl Container {
     /// # Errors
     /// No such container, a state of another shape, a container that does not run.
     pub fn load(root: &Path, id: &str) -> Result<Self> {
-        if id.is_empty() || id.contains('/') || id.starts_with('.') {
-            return Err(Error::caller(format!("container id {id:?}"), "is none"));
-        }
-        let path = root.join(id).join("state.json");
+        let path = state_file(root, id)?;
         let bytes = read(&path).map_err(|e| {
             if e.raw_os_error() == Some(libc::ENOENT) {
                 Error::caller(
@@ -98,7 +95,12 @@ impl Container {
                 e
             }
         })?;
-        let state: State = serde_json::from_slice(&bytes)
+        Self::parse(root, id, &path, &bytes)
+    }
+
+    /// `bytes` are what `path` holds.
+    pub(super) fn parse(root: &Path, id: &str, path: &Path, bytes: &[u8]) -> Result<Self> {
+        let state: State = serde_json::from_slice(bytes)
             .map_err(|e| Error::other(Blame::Caller, format!("read {}", path.display()), e))?;
         let bundle = state
             .config
@@ -262,13 +264,20 @@ fn v1_mountpoints() -> Result<Vec<String>> {
     Ok(out)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let what = || format!("read {}", path.display());
     let size = fs::metadata(path).context(what)?.len();
     if size > MAX {
         return Err(Error::caller(what(), "it is too long"));
     }
     fs::read(path).context(what)
+}
+
+pub(super) fn state_file(root: &Path, id: &str) -> Result<PathBuf> {
+    if id.is_empty() || id.contains('/') || id.starts_with('.') {
+        return Err(Error::caller(format!("container id {id:?}"), "is none"));
+    }
+    Ok(root.join(id).join("state.json"))
 }
 
 /// Lets runc forget a container, and kill whatever is left of it.

@@ -26,7 +26,7 @@ use crate::memory::handoff::{Ready, Server, Session};
 use crate::memory::{Filler, Object, PageSink, PageSource};
 use crate::migrate::ports::{Host, Landed, Serving};
 use crate::migrate::remote::Remote;
-use crate::runtime::runc;
+use crate::runtime::{kept, runc};
 use crate::sys::{cgroup, private, procfs};
 use crate::wire::message::Offer;
 
@@ -36,6 +36,9 @@ const BEGIN: Duration = Duration::from_secs(60);
 const MESSAGE: Duration = Duration::from_secs(30);
 /// How long runc may take to end after the resume.
 const SETTLE: Duration = Duration::from_secs(30);
+
+/// In the work directory: what runc has written of the container.
+pub(super) const KEPT: &str = "runc-state.json";
 
 /// A host with runc.
 pub(super) struct RuncHost {
@@ -137,12 +140,15 @@ impl RuncHost {
         if let Err(e) = runc::unbind(&self.root, &l.id) {
             warn!("{e}");
         }
-        match runc::Container::load(&self.root, &l.id) {
+        match kept::give_back(&self.root, &l.id, &l.work.join(KEPT)) {
             Ok(_) => {
-                warn!("{why}; the container runs");
+                warn!("{why}; the container runs, and runc knows it");
                 Ok(())
             }
-            Err(state) => Err(why.within(format!("{state} after its restore"))),
+            Err(state) => Err(why.within(format!(
+                "{state} after its restore; see dunlin resolve {}",
+                l.id
+            ))),
         }
     }
 
@@ -325,7 +331,14 @@ impl Host for RuncHost {
             Some(l) if !waits || ended.is_some() => {
                 Err(self.why(l, ended).within("it does not wait any more"))
             }
-            _ => Ok(()),
+            Some(l) => {
+                let kept = kept::keep(&self.root, &l.id, &l.work.join(KEPT));
+                if let Err(e) = kept {
+                    warn!("{e}");
+                }
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 

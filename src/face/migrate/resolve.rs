@@ -9,6 +9,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::args::{self, Decision};
+use super::host::KEPT;
 use super::orphan::{self, Fate};
 use super::{cgroups, eager};
 use crate::base::{Error, HostPid, Result, utc};
@@ -17,12 +18,15 @@ use crate::engine::options::Stage;
 use crate::face::scripts::Scripts;
 use crate::face::{Failure, log, out, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
-use crate::migrate::ports::LOSS;
-use crate::runtime::runc;
+use crate::migrate::ports::{LOSS, WHOLE};
+use crate::runtime::{kept, runc};
 use crate::wire::transport::printable;
 
 /// What is listed of an [`Fate::Orphan`].
 const ORPHAN: &str = "it waits for pages that nobody brings any more; dunlin resolve ID stops it";
+
+/// What is listed of a copy that has everything.
+const WHOLE_HERE: &str = "it runs here with all its pages; dunlin resolve ID settles it";
 
 /// Lists or settles.
 ///
@@ -64,6 +68,7 @@ fn entry(path: &Path) -> Result<String> {
     } else {
         match orphan::fate(&s)? {
             Fate::Orphan => ORPHAN,
+            Fate::Whole if is_whole(&s) => WHOLE_HERE,
             Fate::Gone | Fate::Whole => advice(&s),
         }
     };
@@ -111,6 +116,13 @@ fn advice(s: &Story) -> &'static str {
     }
 }
 
+/// Whether it runs here and every page came, whatever its phase says: whoever
+/// received it died before the last word.
+fn is_whole(s: &Story) -> bool {
+    let noted = s.note.as_ref().is_some_and(|n| n.get(WHOLE).is_some());
+    noted && matches!(orphan::fate(s), Ok(Fate::Whole))
+}
+
 /// Settles a journal whose owner is gone; says what was done.
 fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
     let id = &s.facts.id;
@@ -152,8 +164,21 @@ fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
         }
         (Side::Destination, Phase::Complete, Decision::Journal) => {
             runc::unbind(&text(place, "runc_root")?, id)?;
+            remove_used(place);
             journal.settle()?;
             Ok(format!("{id} is whole here; its migration is forgotten"))
+        }
+        (Side::Destination, _, Decision::Journal) if is_whole(s) => {
+            let root = text(place, "runc_root")?;
+            runc::unbind(&root, id)?;
+            let top = text(place, "top")?;
+            kept::give_back(&root, id, &top.join("work").join(KEPT))?;
+            remove_used(place);
+            journal.settle()?;
+            Ok(format!(
+                "{id} is whole here; its migration is forgotten. If its source holds a copy still, \
+                 dunlin resolve {id} --discard ends that"
+            ))
         }
         (Side::Destination, _, Decision::Thaw) => no("--thaw is for the source"),
         _ => no(&format!("the journal says {:?}: {}", s.phase, advice(s))),
@@ -221,6 +246,20 @@ fn discard(place: &Value, id: &str) -> Result<()> {
             Err(Error::os(format!("remove {}", top.display()), e))
         }
         _ => Ok(()),
+    }
+}
+
+/// The images of a copy that is whole hold what its memory held, and serve nobody
+/// any more.
+fn remove_used(place: &Value) {
+    let Ok(top) = text(place, "top") else { return };
+    for dir in ["images", "work"].map(|name| top.join(name)) {
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                warn!("remove {}: {e}", dir.display());
+            }
+            _ => {}
+        }
     }
 }
 
