@@ -160,6 +160,7 @@ fn dump(pid: i32, dir: &Path) -> Result<()> {
         pid: HostPid(pid),
         freeze_cgroup: None,
         lazy: false,
+        list_later: false,
     };
     let mut frozen = freeze(&options)?;
     let mut captured = frozen.capture(&options, &mut Nobody)?;

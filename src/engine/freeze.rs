@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::{Error, HostPid, Result, limits};
@@ -22,7 +23,8 @@ use crate::sys::{pidfd, steer};
 
 mod catch;
 
-use catch::{Caught, catch, stop_process};
+pub(super) use catch::borrow;
+use catch::{Interrupted, catch, stop_process};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -129,7 +131,7 @@ pub struct Alive {
     /// The signal that stopped it before we came, if any.
     pub stop_signal: Option<i32>,
     /// Areas as they were while it ran.
-    pub before: Before,
+    pub before: Arc<Before>,
 }
 
 impl Process {
@@ -175,12 +177,12 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Stops the tree under `root`.
+    /// Stops the tree under `root`. `guards`: notes before where its guard pages are.
     ///
     /// # Errors
     /// No such task; a task that somebody else traces; one that does not stop
     /// within ten seconds; the tree goes on then.
-    pub fn stop(root: HostPid) -> Result<Self> {
+    pub fn stop(root: HostPid, guards: bool) -> Result<Self> {
         if root.0 == std::process::id().cast_signed() {
             return Err(Error::caller(
                 format!("task {root}"),
@@ -199,7 +201,7 @@ impl Tree {
         }
         // smaps is slow: read it while all run
         let mut before = Vec::new();
-        read_before(root, &mut before);
+        read_before(root, guards, &mut before);
         let mut tree = Self {
             processes: Vec::new(),
             prefrozen: cgroup::prefrozen(root)?,
@@ -220,7 +222,7 @@ impl Tree {
         &mut self,
         root: HostPid,
         before: &mut Vec<(HostPid, Before)>,
-        caught: &mut Caught,
+        caught: &mut Interrupted,
     ) -> Result<()> {
         self.add(root, None, before, caught)?;
         let mut at = 0;
@@ -243,7 +245,7 @@ impl Tree {
         pid: HostPid,
         parent: Option<usize>,
         before: &mut Vec<(HostPid, Before)>,
-        caught: &mut Caught,
+        caught: &mut Interrupted,
     ) -> Result<()> {
         if self.processes.len() >= limits::MAX_TASKS {
             return Err(Error::refused(
@@ -458,11 +460,12 @@ impl Drop for Tree {
     }
 }
 
-fn read_before(root: HostPid, all: &mut Vec<(HostPid, Before)>) {
+fn read_before(root: HostPid, guards: bool, all: &mut Vec<(HostPid, Before)>) {
+    let read = if guards { Before::with_guards } else { Before::read };
     let mut queue = vec![root];
     while let Some(pid) = queue.pop() {
         // what comes and goes meanwhile is read in the freeze
-        if let Ok(before) = Before::read(pid) {
+        if let Ok(before) = read(pid) {
             all.push((pid, before));
         }
         if all.len() < limits::MAX_TASKS {

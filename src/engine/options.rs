@@ -47,6 +47,9 @@ pub struct Dump {
     pub freeze_cgroup: Option<PathBuf>,
     /// `--lazy-pages`: pages stay in the tasks.
     pub lazy: bool,
+    /// Which pages exist, of those that may stay in the tasks, is looked up after
+    /// the freeze ([`crate::engine::dump::Late`]).
+    pub list_later: bool,
 }
 
 /// A restore.

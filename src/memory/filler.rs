@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 mod events;
 mod faults;
+mod late;
 mod objects;
 
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, ResultExt, VAddr};
@@ -32,6 +33,8 @@ use crate::memory::{Area, Object, Origin, PageSink, Piece, Residency, SpaceId};
 use crate::sys::pidfd;
 use crate::sys::uffd::{Filled, Stop, Uffd, mode};
 pub(super) use faults::Noted;
+use late::Late;
+pub use late::MakeGuard;
 pub use objects::LazyShared;
 use objects::SharedObject;
 
@@ -108,6 +111,7 @@ pub struct Filler {
     pub(super) lost: Mutex<Option<Error>>,
     pidfds: Vec<(HostPid, OwnedFd)>,
     anchor: Option<Anchor>,
+    late: Late,
     /// What was done so far.
     pub stats: Stats,
 }
@@ -161,6 +165,7 @@ impl Filler {
             lost: Mutex::default(),
             pidfds: Vec::new(),
             anchor: job.anchor,
+            late: Late::default(),
             stats: Stats::default(),
         };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
@@ -168,6 +173,7 @@ impl Filler {
         let mut filler = filler;
         for s in job.spaces {
             filler.pidfds.push((s.pid, s.pidfd));
+            filler.late.processes.insert(s.id, s.pid);
             filler.admit(s.id, s.uffd)?;
         }
         Ok(Arc::new(filler))
@@ -414,6 +420,15 @@ impl PageSink for Filler {
 
     fn place_zeros(&self, object: Object, range: PageRange) -> Result<()> {
         self.fill(object, range, Content::Zeros)
+    }
+
+    fn never_were(&self, object: Object, range: PageRange) -> Result<()> {
+        self.forget(object, range);
+        Ok(())
+    }
+
+    fn guards(&self, id: SpaceId, range: PageRange) -> Result<()> {
+        self.guard_late(id, range)
     }
 
     fn lost(&self, why: Error) {

@@ -125,6 +125,25 @@ impl Space {
         })
     }
 
+    /// The guard pages of `range`.
+    ///
+    /// # Errors
+    /// As [`Self::existing`].
+    pub fn guards(&self, range: PageRange) -> Result<Vec<PageRange>> {
+        Ok(self.existing(range, Content::Elsewhere)?.guards)
+    }
+
+    /// Where the first page of private anonymous memory lies that may have content,
+    /// without a look at what is behind it.
+    ///
+    /// # Errors
+    /// As [`Self::existing`].
+    pub fn first(&self, area: PageRange) -> Result<Option<u64>> {
+        let found = self.pagemap.first(area, Filter::ANONYMOUS)?;
+        self.check()?;
+        Ok(found)
+    }
+
     /// As [`Self::existing`], and remembers them as pages to be carried.
     ///
     /// # Errors
@@ -167,6 +186,7 @@ pub struct Shared {
     id: u32,
     file: File,
     size: u64,
+    whole: PageRange,
 }
 
 impl Shared {
@@ -197,7 +217,15 @@ impl Shared {
             .metadata()
             .map_err(|e| Error::os(format!("fstat shared memory {id}"), e))?
             .len();
-        Ok(Self { id, file, size })
+        let whole = PageRange::with_pages(0, size.div_ceil(PAGE_SIZE))
+            .ok_or_else(|| Error::bug(format!("shared memory {id}"), "is too long"))?;
+        let object = Self {
+            id,
+            file,
+            size,
+            whole,
+        };
+        Ok(object)
     }
 
     /// Its number in images.
@@ -210,14 +238,16 @@ impl Shared {
         self.size
     }
 
-    /// The pages that exist in it, by byte offset, in order; lseek(2) SEEK_DATA.
+    /// The pages of `range` that exist in it, by byte offset, in order; lseek(2)
+    /// SEEK_DATA.
     ///
     /// # Errors
     /// Those of lseek(2).
-    pub fn existing(&self) -> Result<Vec<PageRange>> {
+    pub fn existing(&self, range: PageRange) -> Result<Vec<PageRange>> {
         let mut found = Vec::new();
-        let mut at = 0;
-        while at < self.size {
+        let mut at = range.start();
+        let to = self.size.min(range.end());
+        while at < to {
             let context = |e: io::Error| Error::os(format!("seek in shared memory {}", self.id), e);
             let Some(start) = seek::data(&self.file, at).map_err(context)? else {
                 break;
@@ -225,13 +255,19 @@ impl Shared {
             let end = seek::hole(&self.file, start)
                 .map_err(context)?
                 .next_multiple_of(PAGE_SIZE);
-            found.extend(PageRange::new(start & !(PAGE_SIZE - 1), end));
+            let run = PageRange::new(start & !(PAGE_SIZE - 1), end);
+            found.extend(run.and_then(|r| r.intersect(range)));
             if end <= at {
                 break;
             }
             at = end;
         }
         Ok(found)
+    }
+
+    /// All of it, in whole pages.
+    pub fn whole(&self) -> PageRange {
+        self.whole
     }
 
     /// Fills `buf` from byte offset `at`. What lies behind the end but in its
@@ -282,6 +318,24 @@ impl HeldPages {
     /// One address space.
     pub fn space(&self, id: SpaceId) -> Option<&Space> {
         self.spaces.get(&id)
+    }
+
+    /// What of `range` of an object exists. Guard pages belong to address spaces.
+    ///
+    /// # Errors
+    /// Those of the scan; an object that is not held.
+    pub fn existing(&self, object: Object, range: PageRange) -> Result<Existing> {
+        let none = || Error::errno(format!("look at {object}: not held"), libc::ENOENT);
+        match object {
+            Object::Private(id) => {
+                let space = self.spaces.get(&id).ok_or_else(none)?;
+                space.existing(range, Content::Anonymous)
+            }
+            Object::Shared(id) => Ok(Existing {
+                content: self.shared.get(&id).ok_or_else(none)?.existing(range)?,
+                guards: Vec::new(),
+            }),
+        }
     }
 
     /// The shared objects.
@@ -354,7 +408,10 @@ mod tests {
             Existing::default()
         );
         let shared = Shared::open(3, &space, area).unwrap();
-        let runs = shared.existing().unwrap();
+        let runs = shared.existing(shared.whole()).unwrap();
+        let part = PageRange::with_pages(5 * PAGE, 9).unwrap();
+        let behind = PageRange::with_pages(5 * PAGE, 1).unwrap();
+        assert_eq!(shared.existing(part).unwrap(), [behind]);
         assert_eq!(runs, [PageRange::with_pages(4 * PAGE, 2).unwrap()]);
         let mut buf = vec![0; 8192];
         shared.read(4 * PAGE, &mut buf).unwrap();

@@ -84,6 +84,51 @@ impl RangeSet {
         (before - self.bytes) / crate::base::PAGE_SIZE
     }
 
+    /// Takes out all that `other` holds.
+    pub fn subtract(&mut self, other: &Self) {
+        for range in other.iter() {
+            self.remove(range);
+        }
+    }
+
+    /// Whether all pages of `range` are in it.
+    #[must_use]
+    pub fn covers(&self, range: PageRange) -> bool {
+        self.within(range).map(PageRange::pages).sum::<u64>() == range.pages()
+    }
+
+    /// Takes out what of `range` is in it.
+    pub fn take(&mut self, range: PageRange) -> Vec<PageRange> {
+        let taken: Vec<_> = self.within(range).collect();
+        for range in &taken {
+            self.remove(*range);
+        }
+        taken
+    }
+
+    /// Takes out up to `pages` pages in up to `runs` ranges, the first ones at or
+    /// behind `from`.
+    pub fn take_from(&mut self, from: u64, mut pages: u64, runs: usize) -> Vec<PageRange> {
+        let Some(rest) = PageRange::new(from, !(crate::base::PAGE_SIZE - 1)) else {
+            return Vec::new();
+        };
+        let mut taken = Vec::new();
+        for range in self.within(rest).take(runs) {
+            let Some(part) = PageRange::with_pages(range.start(), pages.min(range.pages())) else {
+                break;
+            };
+            if part.is_empty() {
+                break;
+            }
+            pages -= part.pages();
+            taken.push(part);
+        }
+        for range in &taken {
+            self.remove(*range);
+        }
+        taken
+    }
+
     /// Adds `len` bytes from `at` on; what is no range of whole pages adds nothing.
     pub fn insert_at(&mut self, at: u64, len: u64) -> u64 {
         whole(at, len).map_or(0, |r| self.insert(r))
@@ -135,6 +180,11 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    fn singles(ranges: &[PageRange]) -> Vec<u64> {
+        let pages = |r: &PageRange| (r.start()..r.end()).step_by(4096);
+        ranges.iter().flat_map(pages).collect()
+    }
+
     proptest! {
         #[test]
         fn it_says_the_same_as_a_set_of_single_pages(
@@ -158,9 +208,19 @@ mod tests {
                 for page in 0..60 {
                     prop_assert_eq!(set.contains(page * PAGE_SIZE), model.contains(&page));
                 }
+                let inside = (start..start + len).filter(|p| model.contains(p));
+                let inside: Vec<_> = inside.map(|p| p * PAGE_SIZE).collect();
                 let part: u64 = set.within(range).map(PageRange::pages).sum();
-                let expect = (start..start + len).filter(|p| model.contains(p)).count();
-                prop_assert_eq!(part, expect as u64);
+                prop_assert_eq!(part, inside.len() as u64);
+                prop_assert_eq!(set.covers(range), part == len);
+                prop_assert_eq!(singles(&set.clone().take(range)), inside);
+                let mut rest = set.clone();
+                let first = singles(&rest.take_from(start * PAGE_SIZE, len, 3));
+                let behind = model.range(start..).map(|p| p * PAGE_SIZE);
+                let behind: Vec<_> = behind.take(first.len()).collect();
+                prop_assert_eq!(&first, &behind);
+                prop_assert!(first.len() as u64 <= len);
+                prop_assert_eq!(rest.pages(), (model.len() - first.len()) as u64);
             }
         }
     }

@@ -345,6 +345,51 @@ impl Residency {
         pages
     }
 
+    /// Pages of `object` that had to come do not exist.
+    pub fn never_were(&mut self, object: Object, range: PageRange) {
+        match object {
+            Object::Private(origin) => {
+                for s in self.spaces.values_mut().filter(|s| s.origin == origin) {
+                    s.private.never_was(range);
+                }
+            }
+            Object::Shared(id) => {
+                if let Some(account) = self.shared.get_mut(&id) {
+                    account.never_was(range);
+                }
+            }
+        }
+        if let Some(asked) = self.asked.get_mut(&object) {
+            asked.remove(range);
+        }
+    }
+
+    /// Where the addresses `range` of the captured address space `id` are now: in it
+    /// and in its children, private memory wherever it was moved to.
+    #[must_use]
+    pub fn places_of(&self, id: SpaceId, range: PageRange) -> Vec<Piece> {
+        let all: RangeSet = [range].into_iter().collect();
+        let mut pieces = Vec::new();
+        for (&space, s) in self.spaces.iter().filter(|(_, s)| s.origin == id) {
+            s.pieces(space, Object::Private(id), range, &all, &mut pieces);
+            let shared = s.overlapping(range);
+            let shared = shared.filter(|(_, s)| matches!(s.object, Object::Shared(_)));
+            pieces.extend(shared.map(|(range, s)| Piece {
+                space,
+                range,
+                at: s.at,
+            }));
+        }
+        pieces
+    }
+
+    /// Whose pages are at a place.
+    #[must_use]
+    pub fn object_at(&self, place: Piece) -> Option<Object> {
+        let origin = self.spaces.get(&place.space)?;
+        Some(origin.origin_of(place.range.start())?.object)
+    }
+
     /// Pages that must still come, all accounts together.
     #[must_use]
     pub fn missing(&self) -> u64 {

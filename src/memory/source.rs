@@ -1,7 +1,7 @@
 //! Where pages come from, and where they go.
 
 use crate::base::{Error, PageRange, Result};
-use crate::memory::{Object, Origin};
+use crate::memory::{Object, Origin, SpaceId};
 
 /// A page that somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,20 @@ pub trait PageSink: Send + Sync {
     /// # Errors
     /// As [`Self::place`].
     fn place_zeros(&self, object: Object, range: PageRange) -> Result<()>;
+
+    /// No such pages exist: whoever touches them reads zeros from now on. Names any
+    /// number of pages; those that came already stay.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    fn never_were(&self, object: Object, range: PageRange) -> Result<()>;
+
+    /// These addresses of the captured address space `id` are guard pages, which
+    /// nobody knew when it was built. Told once.
+    ///
+    /// # Errors
+    /// Neither a guard page nor poison could be put there.
+    fn guards(&self, id: SpaceId, range: PageRange) -> Result<()>;
 
     /// The source is lost: nothing more comes. What then happens to those who
     /// wait is the handler's policy; they never read zeros.

@@ -22,6 +22,7 @@ use super::source_pages;
 use crate::base::{Blame, Error, PageRange, Result, ResultExt};
 use crate::memory::{Object, PageReader, PageSink};
 use crate::wire::batch;
+use crate::wire::ranges;
 use crate::wire::frame::Kind;
 use crate::wire::message::{Lane, Missing, Reasons, Step};
 use crate::wire::secret::{Side, Token, hex};
@@ -127,7 +128,7 @@ pub fn serve(
             })
             .context(what)
     })?;
-    let pump = Arc::new(Pump::new(pages, objects));
+    let pump = Arc::new(Pump::new(pages, objects, None));
     let mut why: Option<Error> = None;
     let mut first = true;
     loop {
@@ -419,32 +420,23 @@ fn connect_all(
     })
 }
 
-/// Ranges in one MISSING message.
-const CHUNK: usize = 32 << 10;
-
 /// MISSING messages for what is missing; the last says so.
 pub(super) fn missing_messages(missing: &[(Object, PageRange)]) -> Vec<Missing> {
-    let mut messages: Vec<Missing> = Vec::new();
-    for (object, range) in missing {
-        let (sort, id) = batch::numbers(*object);
-        let fits = messages
-            .last()
-            .is_some_and(|m| (m.sort, m.id) == (sort, id) && m.starts.len() < CHUNK);
-        if !fits {
-            messages.push(Missing {
-                sort,
-                id,
-                ..Missing::default()
-            });
+    let part = |(object, part): (Object, Vec<PageRange>)| {
+        let (sort, id) = batch::numbers(object);
+        let (starts, pages) = ranges::columns(&part);
+        Missing {
+            id,
+            sort,
+            starts,
+            pages,
+            last: false,
         }
-        if let Some(m) = messages.last_mut() {
-            m.starts.push(range.start());
-            m.pages.push(range.pages());
-        }
-    }
-    messages.push(Missing {
+    };
+    let last = Missing {
         last: true,
         ..Missing::default()
-    });
-    messages
+    };
+    let parts = ranges::parts(missing).into_iter().map(part);
+    parts.chain([last]).collect()
 }

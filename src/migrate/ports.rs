@@ -11,8 +11,10 @@ use serde_json::Value;
 
 use super::remote::Remote;
 use crate::base::{Error, PageRange, Result};
+use crate::engine::dump::Late;
 use crate::engine::hold::Verdict;
-use crate::memory::{Object, PageReader, PageSink};
+use crate::memory::held::Existing;
+use crate::memory::{Object, PageReader, PageSink, SpaceId};
 use crate::wire::message::Offer;
 
 /// What was captured of a stopped container.
@@ -21,8 +23,37 @@ pub struct Capture {
     pub images: Vec<(String, Vec<u8>)>,
     /// Reads pages in place, for as long as the container is held.
     pub pages: Arc<dyn PageReader>,
-    /// Which pages there are that are not in the images.
+    /// Which pages there are that are not in the images; with a lister, which there
+    /// may be.
     pub objects: Vec<(Object, Vec<PageRange>)>,
+    /// Tells which of them there are.
+    pub lister: Option<Arc<dyn Lister>>,
+}
+
+/// Knows which pages of a container that is held exist.
+pub trait Lister: Send + Sync {
+    /// What of `range` exists, beside guard pages that the images list.
+    ///
+    /// # Errors
+    /// The page tables cannot be read.
+    fn existing(&self, object: Object, range: PageRange) -> Result<Existing>;
+
+    /// Guard pages in mappings of shared memory that the images do not list, by
+    /// address.
+    ///
+    /// # Errors
+    /// As [`Lister::existing`].
+    fn guards(&self) -> Result<Vec<(SpaceId, PageRange)>>;
+}
+
+impl Lister for Late {
+    fn existing(&self, object: Object, range: PageRange) -> Result<Existing> {
+        Self::existing(self, object, range)
+    }
+
+    fn guards(&self) -> Result<Vec<(SpaceId, PageRange)>> {
+        self.late_guards()
+    }
 }
 
 impl fmt::Debug for Capture {

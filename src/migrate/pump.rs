@@ -1,16 +1,22 @@
-//! The source's side of page traffic: answers faults, pushes the rest.
+//! The source's side of page traffic: answers faults, pushes the rest, and says what
+//! does not exist.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::base::{Error, PAGE_SIZE, PageRange, Result};
-use crate::memory::{Object, PageReader};
+use tokio::sync::watch;
+
+use crate::base::{Blame, Error, PAGE_SIZE, PageRange, Result};
+use crate::memory::held::Existing;
+use crate::memory::{Object, PageReader, RangeSet};
 use crate::wire::batch::{self, MAX_RUNS, lay_out};
 use crate::wire::frame::{BATCH_BYTES, Kind};
 use crate::wire::message;
+use crate::wire::ranges;
 use crate::wire::transport::{Reader, Writer, told};
 
-use super::queue::{Piece, Queue};
+use super::ports::Lister;
+use super::queue::{Answer, Piece, Queue};
 
 /// Pages of a bulk batch.
 const BULK_PAGES: u64 = (BATCH_BYTES as u64 / PAGE_SIZE) / 2;
@@ -21,9 +27,19 @@ const WINDOW: u64 = 64;
 pub struct Pump {
     queue: Mutex<Queue>,
     pages: Arc<dyn PageReader>,
+    lister: Option<Arc<dyn Lister>>,
+    listing: watch::Sender<Listing>,
     bytes: AtomicU64,
     batches: AtomicU64,
     faults: AtomicU64,
+}
+
+/// Whether it is known which pages exist.
+#[derive(Debug, Clone)]
+enum Listing {
+    Open,
+    Done,
+    Failed(String),
 }
 
 impl std::fmt::Debug for Pump {
@@ -35,19 +51,66 @@ impl std::fmt::Debug for Pump {
 }
 
 impl Pump {
-    /// Pushes `objects`, read from `pages`.
-    pub fn new(pages: Arc<dyn PageReader>, objects: &[(Object, Vec<PageRange>)]) -> Self {
+    /// Pushes `objects`, read from `pages`. With a `lister` they name pages that may
+    /// exist, and nothing is pushed before [`Pump::list`].
+    pub fn new(
+        pages: Arc<dyn PageReader>,
+        objects: &[(Object, Vec<PageRange>)],
+        lister: Option<Arc<dyn Lister>>,
+    ) -> Self {
         let mut queue = Queue::new();
         for (object, ranges) in objects {
-            queue.declare(*object, ranges.iter().copied());
+            match lister {
+                Some(_) => queue.declare_possible(*object, ranges.iter().copied()),
+                None => queue.declare(*object, ranges.iter().copied()),
+            }
         }
+        let listing = match lister {
+            Some(_) => Listing::Open,
+            None => Listing::Done,
+        };
         Self {
             queue: Mutex::new(queue),
             pages,
+            lister,
+            listing: watch::Sender::new(listing),
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             faults: AtomicU64::new(0),
         }
+    }
+
+    /// Looks up which pages exist, if nobody knows yet: walks all page tables. The
+    /// lanes tell the peer what it found, or that it failed.
+    pub fn list(&self) {
+        let listing = match self.list_all() {
+            Ok(()) => Listing::Done,
+            Err(e) => Listing::Failed(e.to_string()),
+        };
+        self.listing.send_replace(listing);
+    }
+
+    fn list_all(&self) -> Result<()> {
+        let Some(lister) = &self.lister else {
+            return Ok(());
+        };
+        let unlisted = self.queue().unlisted();
+        for (object, ranges) in unlisted {
+            let mut all = Existing::default();
+            for range in ranges {
+                let found = lister.existing(object, range)?;
+                all.content.extend(found.content);
+                all.guards.extend(found.guards);
+            }
+            let mut queue = self.queue();
+            if let Object::Private(id) = object {
+                queue.list_guards(all.guards.into_iter().map(|g| (id, g)));
+            }
+            queue.list(object, all.content);
+        }
+        let elsewhere = lister.guards()?;
+        self.queue().list_guards(elsewhere);
+        Ok(())
     }
 
     /// The queue, for a restart in a new epoch.
@@ -92,20 +155,68 @@ impl Pump {
             let window =
                 PageRange::with_pages(m.window_start, u64::from(m.window_pages).min(WINDOW))
                     .ok_or_else(bad)?;
-            let piece = self
+            let answer = self
                 .queue()
                 .take_fault(object, wanted, window, MAX_RUNS / 2)?;
             self.faults.fetch_add(1, Ordering::Relaxed);
-            self.send(&mut writer, &piece).await?;
+            match answer {
+                Answer::Pages(ranges) => self.send(&mut writer, &Piece { object, ranges }).await?,
+                Answer::Look(ranges) => self.look(&mut writer, object, &ranges).await?,
+                Answer::Absent => say_absent(&mut writer, &[(object, wanted)], false).await?,
+                Answer::Guard => say_absent(&mut writer, &[(object, wanted)], true).await?,
+            }
         }
         Ok(())
     }
 
-    /// Pushes pieces until all have been taken.
+    /// Sends what of `ranges` exists, and says what does not.
+    async fn look(&self, writer: &mut Writer, object: Object, look: &[PageRange]) -> Result<()> {
+        let (mut content, mut guards) = (Vec::new(), Vec::new());
+        let mut absent: RangeSet = look.iter().copied().collect();
+        for range in look {
+            let lister = self.lister.as_ref();
+            let lister = lister.ok_or_else(|| Error::bug("look for pages", "nobody does"))?;
+            let found = match lister.existing(object, *range) {
+                Ok(found) => found,
+                Err(e) => {
+                    super::remote::say_why(writer, Kind::Failure, &e).await;
+                    return Err(e);
+                }
+            };
+            content.extend(found.content);
+            guards.extend(found.guards);
+        }
+        for range in content.iter().chain(&guards) {
+            absent.remove(*range);
+        }
+        // The wanted page comes first, whatever it is.
+        for ranges in content.chunks(MAX_RUNS / 2) {
+            let ranges = ranges.to_vec();
+            self.send(writer, &Piece { object, ranges }).await?;
+        }
+        let of = |ranges: &mut dyn Iterator<Item = PageRange>| -> Vec<_> {
+            ranges.map(|r| (object, r)).collect()
+        };
+        say_absent(writer, &of(&mut absent.iter()), false).await?;
+        say_absent(writer, &of(&mut guards.into_iter()), true).await
+    }
+
+    /// Pushes pieces until all have been taken, once it is known which there are.
     ///
     /// # Errors
     /// As [`Pump::answer`].
     pub async fn push(&self, writer: &mut Writer) -> Result<()> {
+        self.listed(writer).await?;
+        let (absent, guards) = {
+            let mut queue = self.queue();
+            (queue.take_absent(), queue.take_guards())
+        };
+        let guards: Vec<_> = guards
+            .into_iter()
+            .map(|(id, range)| (Object::Private(id), range))
+            .collect();
+        say_absent(writer, &guards, true).await?;
+        say_absent(writer, &absent, false).await?;
         loop {
             let piece = self.queue().take_bulk(BULK_PAGES, MAX_RUNS / 2);
             match piece {
@@ -113,6 +224,22 @@ impl Pump {
                 None => return Ok(()),
             }
         }
+    }
+
+    async fn listed(&self, writer: &mut Writer) -> Result<()> {
+        let mut listing = self.listing.subscribe();
+        let failed = match listing.wait_for(|l| !matches!(l, Listing::Open)).await {
+            Ok(now) => match &*now {
+                Listing::Failed(why) => Some(why.clone()),
+                Listing::Open | Listing::Done => None,
+            },
+            // We hold the other end.
+            Err(_) => None,
+        };
+        let Some(why) = failed else { return Ok(()) };
+        let e = Error::new(Blame::Us, "look up which pages exist", why);
+        super::remote::say_why(writer, Kind::Failure, &e).await;
+        Err(e)
     }
 
     async fn send(&self, writer: &mut Writer, piece: &Piece) -> Result<()> {
@@ -135,4 +262,25 @@ impl Pump {
         self.batches.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// ABSENT, as often as it takes.
+async fn say_absent(
+    writer: &mut Writer,
+    list: &[(Object, PageRange)],
+    guards: bool,
+) -> Result<()> {
+    for (object, part) in ranges::parts(list) {
+        let (sort, id) = batch::numbers(object);
+        let (starts, pages) = ranges::columns(&part);
+        let absent = message::Absent {
+            id,
+            sort,
+            starts,
+            pages,
+            guards,
+        };
+        writer.send(Kind::Absent, &absent).await?;
+    }
+    Ok(())
 }

@@ -3,136 +3,37 @@
 //! page and the neighbours that have not gone yet, and draws the cursor to where
 //! it happened. Each page is taken once, except that a wanted page is always
 //! given again: it may be on its way behind a megabyte of others.
+//!
+//! Which pages exist may not be known at first: then all that may exist is declared,
+//! bulk lanes wait for [`Queue::list`], and who takes for a fault has to look. What
+//! the list shows not to exist goes too, as such.
 
 use std::collections::BTreeMap;
 
-use crate::base::{Error, PAGE_SIZE, PageRange, Result};
-use crate::memory::Object;
-
-/// Disjoint ranges of pages, by start address.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ranges {
-    map: BTreeMap<u64, u64>,
-    pages: u64,
-}
-
-impl Ranges {
-    /// Pages in it.
-    pub fn pages(&self) -> u64 {
-        self.pages
-    }
-
-    /// Whether the page at this address is in it.
-    pub fn contains(&self, addr: u64) -> bool {
-        self.at(addr).is_some()
-    }
-
-    /// The range that holds this address.
-    fn at(&self, addr: u64) -> Option<PageRange> {
-        let (start, end) = self.map.range(..=addr).next_back()?;
-        (addr < *end)
-            .then(|| PageRange::new(*start, *end))
-            .flatten()
-    }
-
-    /// Whether all pages of `range` are in it.
-    pub fn covers(&self, range: PageRange) -> bool {
-        let mut at = range.start();
-        while at < range.end() {
-            match self.at(at) {
-                Some(r) => at = r.end(),
-                None => return false,
-            }
-        }
-        true
-    }
-
-    /// Adds pages; those that are in it already stay.
-    pub fn insert(&mut self, range: PageRange) {
-        if range.is_empty() {
-            return;
-        }
-        self.remove(range);
-        let (mut start, mut end) = (range.start(), range.end());
-        if let Some((s, e)) = self.map.range(..start).next_back()
-            && *e == start
-        {
-            start = *s;
-        }
-        if let Some(e) = self.map.remove(&end) {
-            end = e;
-        }
-        self.map.insert(start, end);
-        self.pages += range.pages();
-    }
-
-    /// Takes out what of `range` is in it, in address order.
-    pub fn remove(&mut self, range: PageRange) -> Vec<PageRange> {
-        let mut out = Vec::new();
-        let first = self
-            .map
-            .range(..=range.start())
-            .next_back()
-            .filter(|(_, e)| **e > range.start())
-            .map_or(range.start(), |(s, _)| *s);
-        let hit: Vec<(u64, u64)> = self
-            .map
-            .range(first..range.end().max(first))
-            .map(|(s, e)| (*s, *e))
-            .collect();
-        for (s, e) in hit {
-            self.map.remove(&s);
-            if s < range.start() {
-                self.map.insert(s, range.start());
-            }
-            if e > range.end() {
-                self.map.insert(range.end(), e);
-            }
-            if let Some(r) = PageRange::new(s.max(range.start()), e.min(range.end())) {
-                self.pages -= r.pages();
-                out.push(r);
-            }
-        }
-        out
-    }
-
-    /// All ranges, in address order.
-    pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
-        self.map.iter().filter_map(|(s, e)| PageRange::new(*s, *e))
-    }
-
-    /// Takes up to `pages` pages in up to `runs` ranges, from `cursor` on.
-    fn take_from(&mut self, cursor: u64, mut pages: u64, runs: usize) -> Vec<PageRange> {
-        let mut out = Vec::new();
-        let mut at = self.at(cursor).map_or(cursor, |_| cursor);
-        while pages > 0 && out.len() < runs {
-            let next = match self.at(at) {
-                Some(r) => PageRange::new(at, r.end()),
-                None => self
-                    .map
-                    .range(at..)
-                    .next()
-                    .and_then(|(s, e)| PageRange::new(*s, *e)),
-            };
-            let Some(r) = next else { break };
-            let end = r.end().min(r.start() + pages.min(1 << 40) * PAGE_SIZE);
-            let Some(take) = PageRange::new(r.start(), end) else {
-                break;
-            };
-            self.remove(take);
-            pages -= take.pages();
-            at = take.end();
-            out.push(take);
-        }
-        out
-    }
-}
+use crate::base::{Error, PageRange, Result};
+use crate::memory::{Object, RangeSet, SpaceId};
 
 #[derive(Debug, Default)]
 struct Space {
-    declared: Ranges,
-    left: Ranges,
+    /// May exist.
+    declared: RangeSet,
+    /// Exists, once that is known.
+    listed: Option<RangeSet>,
+    left: RangeSet,
     cursor: u64,
+}
+
+impl Space {
+    /// What was left and does not exist; it is left no longer.
+    fn absent(&mut self) -> RangeSet {
+        let Some(listed) = &self.listed else {
+            return RangeSet::new();
+        };
+        let mut absent = self.left.clone();
+        absent.subtract(listed);
+        self.left.subtract(&absent);
+        absent
+    }
 }
 
 /// What has to go, of all address spaces.
@@ -141,6 +42,12 @@ pub struct Queue {
     spaces: BTreeMap<Object, Space>,
     /// The object that the bulk lanes are in.
     turn: Option<Object>,
+    /// What does not exist and has to be said.
+    absent: Vec<(Object, PageRange)>,
+    /// Guard pages that the images do not list, by address.
+    guards: BTreeMap<SpaceId, RangeSet>,
+    /// Those that have to be said.
+    untold: Vec<(SpaceId, PageRange)>,
 }
 
 /// Pages of one object that were taken to be sent now.
@@ -152,18 +59,67 @@ pub struct Piece {
     pub ranges: Vec<PageRange>,
 }
 
+/// What answers a fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// These pages.
+    Pages(Vec<PageRange>),
+    /// Whatever of these pages exists.
+    Look(Vec<PageRange>),
+    /// No such pages exist.
+    Absent,
+    /// They are guard pages.
+    Guard,
+}
+
 impl Queue {
     /// An empty queue.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds pages of an object.
+    /// Adds pages of an object, all of which exist.
     pub fn declare(&mut self, object: Object, ranges: impl IntoIterator<Item = PageRange>) {
+        self.declare_possible(object, ranges);
+        if let Some(s) = self.spaces.get_mut(&object) {
+            s.listed = Some(s.declared.clone());
+        }
+    }
+
+    /// Adds pages of an object that may exist: [`Queue::list`] tells.
+    pub fn declare_possible(
+        &mut self,
+        object: Object,
+        ranges: impl IntoIterator<Item = PageRange>,
+    ) {
         let s = self.spaces.entry(object).or_default();
         for r in ranges {
             s.declared.insert(r);
             s.left.insert(r);
+        }
+    }
+
+    /// What was declared and is not listed yet.
+    pub fn unlisted(&self) -> Vec<(Object, Vec<PageRange>)> {
+        let open = self.spaces.iter().filter(|(_, s)| s.listed.is_none());
+        open.map(|(object, s)| (*object, s.declared.iter().collect()))
+            .collect()
+    }
+
+    /// Of all that was declared of an object, these pages exist.
+    pub fn list(&mut self, object: Object, ranges: impl IntoIterator<Item = PageRange>) {
+        if let Some(s) = self.spaces.get_mut(&object) {
+            s.listed = Some(ranges.into_iter().collect());
+            let absent = s.absent();
+            self.absent.extend(absent.iter().map(|r| (object, r)));
+        }
+    }
+
+    /// These addresses are guard pages that the images do not list.
+    pub fn list_guards(&mut self, guards: impl IntoIterator<Item = (SpaceId, PageRange)>) {
+        for (id, range) in guards {
+            self.guards.entry(id).or_default().insert(range);
+            self.untold.push((id, range));
         }
     }
 
@@ -172,15 +128,27 @@ impl Queue {
         self.spaces.values().map(|s| s.left.pages()).sum()
     }
 
-    /// Pages declared.
-    pub fn declared(&self) -> u64 {
-        self.spaces.values().map(|s| s.declared.pages()).sum()
+    /// Pages that exist, as far as that is known.
+    pub fn listed(&self) -> u64 {
+        let listed = self.spaces.values().filter_map(|s| s.listed.as_ref());
+        listed.map(RangeSet::pages).sum()
+    }
+
+    /// All that does not exist and was not taken yet.
+    pub fn take_absent(&mut self) -> Vec<(Object, PageRange)> {
+        std::mem::take(&mut self.absent)
+    }
+
+    /// All guard pages that were not taken yet.
+    pub fn take_guards(&mut self) -> Vec<(SpaceId, PageRange)> {
+        std::mem::take(&mut self.untold)
     }
 
     /// The next piece for a bulk lane, of up to `pages` pages in up to `runs`
-    /// ranges; `None`: everything has been taken.
+    /// ranges; `None`: everything that is listed has been taken.
     pub fn take_bulk(&mut self, pages: u64, runs: usize) -> Option<Piece> {
-        let has = |o: &Object| self.spaces.get(o).is_some_and(|s| s.left.pages() > 0);
+        let waits = |s: &Space| s.listed.is_some() && !s.left.is_empty();
+        let has = |o: &Object| self.spaces.get(o).is_some_and(waits);
         let object = self
             .turn
             .filter(has)
@@ -195,8 +163,8 @@ impl Queue {
         Some(Piece { object, ranges })
     }
 
-    /// What answers a fault: the wanted pages, whether they went already or not,
-    /// then what of `window` has not gone yet, in up to `runs` ranges.
+    /// What answers a fault: what exists of the wanted pages, whether it went already
+    /// or not, then what of `window` has not gone yet, in up to `runs` ranges.
     ///
     /// # Errors
     /// A page was asked for that this container never had: the peer is wrong.
@@ -206,7 +174,7 @@ impl Queue {
         wanted: PageRange,
         window: PageRange,
         runs: usize,
-    ) -> Result<Piece> {
+    ) -> Result<Answer> {
         let no = || {
             Error::peer(
                 format!("page fault at {wanted} of {object}"),
@@ -218,8 +186,21 @@ impl Queue {
             return Err(no());
         }
         s.left.remove(wanted);
-        let mut ranges = vec![wanted];
-        for r in s.left.remove(window) {
+        let mut ranges: Vec<_> = match &s.listed {
+            Some(listed) => listed.within(wanted).collect(),
+            None => vec![wanted],
+        };
+        if ranges.is_empty() {
+            let guards = match object {
+                Object::Private(id) => self.guards.get(&id),
+                Object::Shared(_) => None,
+            };
+            return Ok(match guards {
+                Some(g) if g.covers(wanted) => Answer::Guard,
+                _ => Answer::Absent,
+            });
+        }
+        for r in s.left.take(window) {
             if ranges.len() < runs {
                 ranges.push(r);
             } else {
@@ -228,7 +209,10 @@ impl Queue {
         }
         s.cursor = wanted.end().max(window.end());
         self.turn = Some(object);
-        Ok(Piece { object, ranges })
+        Ok(match s.listed {
+            Some(_) => Answer::Pages(ranges),
+            None => Answer::Look(ranges),
+        })
     }
 
     /// After a reconnection: only `missing` is left, whatever was taken.
@@ -237,7 +221,7 @@ impl Queue {
     /// It names pages that were never declared: the peer is wrong.
     pub fn restart(&mut self, missing: &[(Object, PageRange)]) -> Result<()> {
         for s in self.spaces.values_mut() {
-            s.left = Ranges::default();
+            s.left = RangeSet::new();
             s.cursor = 0;
         }
         for (object, range) in missing {
@@ -253,6 +237,16 @@ impl Queue {
             }
             s.left.insert(*range);
         }
+        self.absent.clear();
+        for (object, s) in &mut self.spaces {
+            let absent = s.absent();
+            self.absent.extend(absent.iter().map(|r| (*object, r)));
+        }
+        // Whether the first word of them arrived is not known: told twice is fine.
+        let all = self.guards.iter();
+        self.untold = all
+            .flat_map(|(id, g)| g.iter().map(|r| (*id, r)))
+            .collect();
         Ok(())
     }
 }
@@ -260,7 +254,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::SpaceId;
+    use crate::base::PAGE_SIZE;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -284,27 +278,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_are_a_set_of_pages(ops in proptest::collection::vec((any::<bool>(), 0u64..60, 0u64..12), 0..60)) {
-            let mut r = Ranges::default();
-            let mut model = BTreeSet::new();
-            for (add, at, len) in ops {
-                if add {
-                    r.insert(range(at, len));
-                    model.extend(at..at + len);
-                } else {
-                    let out = pages_of(&r.remove(range(at, len)));
-                    let want: Vec<u64> = model.iter().copied().filter(|p| (at..at + len).contains(p)).collect();
-                    prop_assert_eq!(&out, &want);
-                    for p in want { model.remove(&p); }
-                }
-                let now: Vec<PageRange> = r.iter().collect();
-                prop_assert_eq!(pages_of(&now), model.iter().copied().collect::<Vec<_>>());
-                prop_assert_eq!(r.pages(), model.len() as u64);
-                for p in 0..75 { prop_assert_eq!(r.contains(p * PAGE_SIZE), model.contains(&p)); }
-            }
-        }
-
-        #[test]
         fn every_page_goes_once_and_a_wanted_one_goes_at_once(
             pieces in proptest::collection::vec((0u32..3, 0u64..200, 1u64..20), 1..20),
             faults in proptest::collection::vec((any::<prop::sample::Index>(), 0u64..16), 0..40),
@@ -320,8 +293,9 @@ mod tests {
             let mut gone = BTreeSet::new();
             for (pick, window) in faults {
                 let (space, page) = list[pick.index(list.len())];
-                let piece = q.take_fault(obj(space), range(page, 1), range(page.saturating_sub(2), window), 8).unwrap();
-                let pages = pages_of(&piece.ranges);
+                let answer = q.take_fault(obj(space), range(page, 1), range(page.saturating_sub(2), window), 8).unwrap();
+                let Answer::Pages(ranges) = answer else { panic!("{answer:?}") };
+                let pages = pages_of(&ranges);
                 prop_assert_eq!(pages[0], page);
                 gone.insert((space, page));
                 for p in &pages[1..] { prop_assert!(gone.insert((space, *p)), "neighbour {} went twice", p); }
@@ -357,5 +331,35 @@ mod tests {
             .unwrap();
         let p = q.take_bulk(100, 8).unwrap();
         assert_eq!(p.ranges, [range(3, 2), range(9, 1)]);
+    }
+
+    #[test]
+    fn what_turns_out_not_to_exist_is_said_and_never_sent() {
+        let mut q = Queue::new();
+        q.declare_possible(obj(1), [range(0, 100)]);
+        let look = q.take_fault(obj(1), range(4, 1), range(0, 16), 8).unwrap();
+        assert_eq!(look, Answer::Look(vec![range(4, 1), range(0, 4), range(5, 11)]));
+        assert_eq!(q.take_bulk(100, 8), None);
+        assert_eq!(q.unlisted(), [(obj(1), vec![range(0, 100)])]);
+        q.list(obj(1), [range(10, 10), range(50, 5)]);
+        q.list_guards([(SpaceId(1), range(80, 1))]);
+        // What was looked up for the fault has been answered.
+        let rest = [range(20, 30), range(55, 45)].map(|r| (obj(1), r));
+        assert_eq!(q.take_absent(), rest);
+        assert_eq!(q.take_guards(), [(SpaceId(1), range(80, 1))]);
+        assert_eq!((q.listed(), q.left()), (15, 9));
+        let mut fault = |page| q.take_fault(obj(1), range(page, 1), range(page, 1), 8);
+        assert_eq!(fault(30).unwrap(), Answer::Absent);
+        assert_eq!(fault(80).unwrap(), Answer::Guard);
+        assert_eq!(fault(51).unwrap(), Answer::Pages(vec![range(51, 1)]));
+        assert!(fault(100).is_err());
+        // The link is lost: what the other end still waits for is judged again.
+        q.restart(&[(obj(1), range(8, 4)), (obj(1), range(98, 2))])
+            .unwrap();
+        let absent = [range(8, 2), range(98, 2)].map(|r| (obj(1), r));
+        assert_eq!(q.take_absent(), absent);
+        assert_eq!(q.take_guards(), [(SpaceId(1), range(80, 1))]);
+        assert_eq!(q.take_bulk(100, 8).unwrap().ranges, [range(10, 2)]);
+        assert_eq!(q.left(), 0);
     }
 }

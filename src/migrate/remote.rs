@@ -16,6 +16,7 @@ use crate::memory::{Object, PageSink, PageSource, Want};
 use crate::wire::batch::{self, Batch};
 use crate::wire::frame::Kind;
 use crate::wire::message::{self, Reasons};
+use crate::wire::ranges;
 use crate::wire::transport::{Reader, Writer, told};
 
 /// Most fault latencies that are kept for the account.
@@ -52,6 +53,21 @@ struct State {
     lane: Option<UnboundedSender<message::Fault>>,
     arrived: Arrived,
     lost: bool,
+}
+
+impl State {
+    /// Nobody waits for these pages any more.
+    fn answered(&mut self, object: Object, range: PageRange) {
+        let (from, to) = ((object, range.start()), (object, range.end()));
+        while let Some(key) = self.waiting.range(from..to).next().map(|(k, _)| *k) {
+            if let Some((since, _)) = self.waiting.remove(&key) {
+                let us = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
+                if self.arrived.latencies.len() < MAX_LATENCIES {
+                    self.arrived.latencies.push_back(us);
+                }
+            }
+        }
+    }
 }
 
 /// The other end's pages. Clones are the same source.
@@ -136,6 +152,7 @@ impl Remote {
                     self.place(&b, &*sink)?;
                     lane.recycle(b.into_body());
                 }
+                Kind::Absent => self.absent(&message::parse(f.kind, &f.body)?, &*sink)?,
                 Kind::Failure => return Err(told(&f)),
                 other => {
                     return Err(Error::peer(
@@ -161,16 +178,22 @@ impl Remote {
             } else {
                 s.arrived.zeros += pages;
             }
-            let from = (b.object, run.range.start());
-            let to = (b.object, run.range.end());
-            while let Some(key) = s.waiting.range(from..to).next().map(|(k, _)| *k) {
-                if let Some((since, _)) = s.waiting.remove(&key) {
-                    let us = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
-                    if s.arrived.latencies.len() < MAX_LATENCIES {
-                        s.arrived.latencies.push_back(us);
-                    }
+            s.answered(b.object, run.range);
+        }
+        Ok(())
+    }
+
+    fn absent(&self, m: &message::Absent, sink: &dyn PageSink) -> Result<()> {
+        let (object, ranges) = ranges::read(m.sort, m.id, &m.starts, &m.pages)?;
+        for range in ranges {
+            match object {
+                Object::Private(id) if m.guards => sink.guards(id, range)?,
+                Object::Shared(_) if m.guards => {
+                    return Err(Error::peer("receive Absent", "guard pages of no task"));
                 }
+                _ => sink.never_were(object, range)?,
             }
+            self.state().answered(object, range);
         }
         Ok(())
     }

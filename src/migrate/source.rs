@@ -25,7 +25,7 @@ use super::ports::{Capture, Container};
 use super::probe::Probe;
 use super::pump::Pump;
 use super::source_pages;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, ResultExt};
 use crate::engine::hold::Verdict;
 use crate::wire::frame::{DATA_CHUNK, Kind};
 use crate::wire::message::{Image, Lane, StateEnd, Step};
@@ -141,6 +141,19 @@ fn through(mut job: Job<'_>, mut control: Control) -> Result<Report> {
     }
 }
 
+/// Looks up which pages exist, on a thread of its own: the pause does not wait for it.
+fn start_listing(pump: &Arc<Pump>) -> Result<()> {
+    let pump = Arc::clone(pump);
+    std::thread::Builder::new()
+        .name("list-pages".to_owned())
+        .spawn(move || {
+            crate::sys::sched::patient();
+            pump.list();
+        })
+        .map(drop)
+        .context(|| "start a thread".to_owned())
+}
+
 impl Job<'_> {
     /// Everything up to READY and GRANTED in the journal.
     fn prepare(&mut self, control: &mut Control) -> Result<(Lanes, Arc<Pump>, Clock)> {
@@ -173,6 +186,8 @@ impl Job<'_> {
         self.send_state(control, &capture, begun)?;
         pause.transfer = clock.lap();
         probe.at("sent");
+        let pump = Arc::new(Pump::new(capture.pages, &capture.objects, capture.lister));
+        start_listing(&pump)?;
         let left = self.o.max_pause.saturating_sub(begun.elapsed());
         let ready = control.hear(left)?;
         if ready.kind != Kind::Ready {
@@ -184,8 +199,6 @@ impl Job<'_> {
         self.report.bundle_entries_in_pause = delta.entries;
         self.report.bytes_before_resume = control.sent();
         self.report.bytes_in_pause = control.sent() - before;
-        let pump = Arc::new(Pump::new(capture.pages, &capture.objects));
-        self.report.pages = pump.queue().declared();
         // The commit of this end: from here on only ABORTED thaws.
         self.journal.advance(Phase::Granted)?;
         pause.journal = clock.lap();

@@ -17,9 +17,9 @@ use super::threads;
 use crate::base::{Blame, Error, PageRange, Result};
 use crate::engine::hold::Verdict;
 use crate::memory::Object;
-use crate::wire::batch;
 use crate::wire::frame::{Frame, Kind};
 use crate::wire::message::{self, Lane, Missing, Step};
+use crate::wire::ranges;
 use crate::wire::secret::Side;
 use crate::wire::session::State;
 use crate::wire::transport::{open, told};
@@ -182,16 +182,12 @@ pub(super) fn hear_missing(control: &mut Control) -> Result<Vec<(Object, PageRan
             return Err(Error::peer(format!("receive {:?}", f.kind), "out of order"));
         }
         let m: Missing = message::parse(f.kind, &f.body)?;
-        let bad = |why: &'static str| Error::peer("missing pages", why);
-        if m.starts.len() != m.pages.len() || all.len() + m.starts.len() > MAX_MISSING {
-            return Err(bad("list does not fit"));
+        if all.len() + m.starts.len() > MAX_MISSING {
+            return Err(Error::peer("missing pages", "the list is too long"));
         }
         if !m.starts.is_empty() {
-            let object = batch::object(m.sort, m.id)?;
-            for (s, p) in m.starts.iter().zip(&m.pages) {
-                let r = PageRange::with_pages(*s, *p).ok_or_else(|| bad("not a range of pages"))?;
-                all.push((object, r));
-            }
+            let (object, part) = ranges::read(m.sort, m.id, &m.starts, &m.pages)?;
+            all.extend(part.into_iter().map(|r| (object, r)));
         }
         if m.last {
             return Ok(all);
@@ -274,6 +270,7 @@ fn finish(
     let r = &mut job.report;
     r.all_pages_us = resumed_at.map_or(0, |t| micros(t.elapsed()));
     r.bytes_after_resume = pump.bytes();
+    r.pages = pump.queue().listed();
     for (name, field) in [
         ("faults", &mut r.faults),
         ("fault_p50_us", &mut r.fault_p50_us),

@@ -199,6 +199,7 @@ impl Container {
             pid: self.init(),
             freeze_cgroup: None,
             lazy: true,
+            list_later: false,
         })
     }
 

@@ -149,19 +149,48 @@ impl Pagemap {
     pub fn scan(&self, range: PageRange, filter: Filter) -> Result<Vec<Region>> {
         let mut found = Vec::new();
         if self.scan {
-            self.scan_ioctl(range, filter, &mut found)?;
+            self.scan_ioctl(range, filter, 0, &mut found)?;
         } else {
             self.scan_entries(range, filter, &mut found)?;
         }
         Ok(found)
     }
 
-    fn scan_ioctl(&self, range: PageRange, filter: Filter, out: &mut Vec<Region>) -> Result<()> {
+    /// The first page of `range` that matches. The walk ends there: what lies behind
+    /// costs nothing.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn first(&self, range: PageRange, filter: Filter) -> Result<Option<u64>> {
+        let mut found = Vec::new();
+        if self.scan {
+            self.scan_ioctl(range, filter, 1, &mut found)?;
+        } else {
+            let mut at = range.start();
+            while at < range.end() && found.is_empty() {
+                let end = range.end().min(at + ENTRIES * PAGE_SIZE);
+                if let Some(part) = PageRange::new(at, end) {
+                    self.scan_entries(part, filter, &mut found)?;
+                }
+                at = end;
+            }
+        }
+        Ok(found.first().map(|r| r.range.start()))
+    }
+
+    /// At most `most` pages; 0: all.
+    fn scan_ioctl(
+        &self,
+        range: PageRange,
+        filter: Filter,
+        most: u64,
+        out: &mut Vec<Region>,
+    ) -> Result<()> {
         let known = scan_categories();
         if filter.all & !known != 0 {
             return Ok(()); // what this kernel does not know, no page is
         }
-        let mut vec = vec![AbiRegion::default(); BATCH];
+        let mut vec = vec![AbiRegion::default(); if most == 1 { 1 } else { BATCH }];
         let mut arg = AbiScan {
             size: size_of::<AbiScan>() as u64,
             flags: 0,
@@ -169,8 +198,8 @@ impl Pagemap {
             end: range.end(),
             walk_end: 0,
             vec: vec.as_mut_ptr() as u64,
-            vec_len: BATCH as u64,
-            max_pages: 0,
+            vec_len: vec.len() as u64,
+            max_pages: most,
             category_inverted: filter.none & known,
             category_mask: filter.all | filter.none & known,
             category_anyof_mask: filter.any & known,
@@ -181,7 +210,7 @@ impl Pagemap {
             // `vec_len` regions and lives through the call.
             let n = unsafe { ioctl(&self.file, &raw mut arg) }
                 .map_err(|e| Error::os(format!("PAGEMAP_SCAN of {} {range}", self.pid), e))?;
-            for r in &vec[..n.min(BATCH)] {
+            for r in vec.iter().take(n) {
                 let bad = || Error::bug("PAGEMAP_SCAN", "the kernel gave a range with no pages");
                 let range = PageRange::new(r.start, r.end).ok_or_else(bad)?;
                 push(out, range, r.categories);
@@ -193,6 +222,9 @@ impl Pagemap {
                 ));
             }
             arg.start = arg.walk_end;
+            if most != 0 && n != 0 {
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  u32  magic "DNLN"
-//!  4  u8   version of the framing (1)
+//!  4  u8   version of the framing (2)
 //!  5  u8   type (see `Kind`; 0 is invalid)
 //!  6  u16  flags (0; any other value is refused)
 //!  8  u32  length of the body, bytes; each type has its own limit
@@ -16,7 +16,7 @@ use crate::base::{Error, Result};
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"DNLN";
 /// Version of the framing, and of the protocol offered in HELLO.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes in a header.
 pub const HEADER: usize = 16;
 /// Most bytes of file or image content in one frame.
@@ -74,6 +74,8 @@ pub enum Kind {
     Pages = 51,
     /// Destination, in a new epoch: pages that it still lacks.
     Missing = 52,
+    /// Source: pages that do not exist, or are guard pages.
+    Absent = 53,
     /// Destination: every page is accounted for.
     Complete = 60,
     /// Source: its copy is gone.
@@ -84,7 +86,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, for tests and tables.
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 27] = [
         Kind::Hello,
         Kind::Challenge,
         Kind::Proof,
@@ -108,6 +110,7 @@ impl Kind {
         Kind::Fault,
         Kind::Pages,
         Kind::Missing,
+        Kind::Absent,
         Kind::Complete,
         Kind::Forget,
         Kind::Failure,
@@ -125,7 +128,7 @@ impl Kind {
             Kind::Entry => 1 << 20,
             Kind::Data | Kind::ImageData => DATA_CHUNK + 16,
             Kind::Pages => BATCH_BYTES + super::batch::MAX_OVERHEAD,
-            Kind::Missing => 8 << 20,
+            Kind::Missing | Kind::Absent => 8 << 20,
             Kind::Fit
             | Kind::Refused
             | Kind::Remove
@@ -327,9 +330,9 @@ mod tests {
     #[test]
     fn another_version_is_refused_by_name() {
         let mut f = encode(Kind::Ready, b"").unwrap();
-        f[4] = 2;
+        f[4] = VERSION + 1;
         let e = decode(&f).unwrap_err().to_string();
-        assert!(e.contains("version 2"), "{e}");
+        assert!(e.contains(&format!("version {}", VERSION + 1)), "{e}");
     }
 
     #[test]

@@ -268,6 +268,27 @@ pub struct Missing {
     pub sort: u32,
 }
 
+/// ABSENT: what the destination may stop to wait for.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Absent {
+    /// Image id of the address space or shared memory.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// 1: address space; 2: shared memory.
+    #[prost(uint32, tag = "2")]
+    pub sort: u32,
+    /// Start addresses or byte offsets.
+    #[prost(uint64, repeated, tag = "3")]
+    pub starts: Vec<u64>,
+    /// Pages of each.
+    #[prost(uint64, repeated, tag = "4")]
+    pub pages: Vec<u64>,
+    /// They are guard pages of the address space; else no such pages exist, and
+    /// they read as zeros.
+    #[prost(bool, tag = "5")]
+    pub guards: bool,
+}
+
 /// A whole frame from a message.
 ///
 /// # Errors

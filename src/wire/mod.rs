@@ -18,6 +18,7 @@
 pub mod batch;
 pub mod frame;
 pub mod message;
+pub mod ranges;
 pub mod secret;
 pub mod session;
 pub mod tls;

@@ -111,7 +111,7 @@ fn a_replayed_handshake_is_refused() {
         // What a source said once, word for word.
         let nonce = [1u8; 32];
         let hello = Hello {
-            versions: vec![1],
+            versions: vec![u32::from(super::frame::VERSION)],
             session: p.token.session.to_vec(),
             lane: 1,
             epoch: 1,

@@ -10,12 +10,15 @@
 
 mod pages;
 mod process;
+mod scan;
 
 pub use pages::{Pages, Run};
+pub use scan::Late;
 
-use pages::Scan;
 use process::Mapped;
+use scan::Scan;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::freeze::Tree;
@@ -64,7 +67,7 @@ pub struct Times {
 /// No such task; a task that cannot be stopped; tasks in the container that are
 /// not in the tree. All go on then.
 pub fn freeze(opts: &options::Dump) -> Result<Frozen> {
-    let tree = Tree::stop(opts.pid)?;
+    let tree = Tree::stop(opts.pid, opts.list_later)?;
     Ok(Frozen { tree })
 }
 
@@ -83,14 +86,20 @@ impl Frozen {
         let began = Instant::now();
         self.check_members(root)?;
         observer.at(Stage::NetworkLock, Some(root))?;
-        let mapped = self.tree.processes().iter().map(Mapped::read);
+        let processes = self.tree.processes();
+        let mapped = processes.iter().map(Mapped::read);
         let mapped: Vec<_> = mapped.collect::<Result<_>>()?;
+        let before: Vec<_> = processes
+            .iter()
+            .map(|p| p.alive().filter(|_| opts.list_later).map(|a| Arc::clone(&a.before)))
+            .collect();
         let (set, pages) = std::thread::scope(|scope| {
-            // The one step that grows with memory goes beside all others.
+            // The one step that may grow with memory goes beside all others.
             let scan = scope.spawn(|| {
-                let scans = mapped
-                    .iter()
-                    .map(|m| m.as_ref().map(Scan::read).transpose());
+                let scans = mapped.iter().zip(&before).map(|(m, before)| {
+                    let scan = |m| Scan::read(m, before.as_deref());
+                    m.as_ref().map(scan).transpose()
+                });
                 scans.collect::<Result<Vec<_>>>()
             });
             self.records(opts, &mapped, || {
@@ -124,7 +133,7 @@ impl Frozen {
         let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
-        let mut pages = pages::Collector::new();
+        let mut pages = pages::Collector::new(opts.list_later);
         let mut tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
         // The root's set is the first one: it says where the tree is.
         tids.sort_by_key(|tid| *tid != root);

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::process::Mapped;
+use super::scan::{Found, Late, Scan};
 use crate::base::{Error, PageRange, Result};
 use crate::image::pages::{PE_LAZY, PagesWriter};
 use crate::image::{Kind, Set};
@@ -24,7 +25,8 @@ const WRITERS: usize = 2;
 pub struct Run {
     /// Addresses, or byte offsets into a shared object.
     pub range: PageRange,
-    /// May stay where they are for now.
+    /// May stay where they are for now. With [`Pages::late`] it is not said that such
+    /// pages exist, only that no others do.
     pub lazy: bool,
 }
 
@@ -32,9 +34,11 @@ pub struct Run {
 #[derive(Debug)]
 pub struct Pages {
     /// Reads them in place.
-    pub held: HeldPages,
+    pub held: Arc<HeldPages>,
     /// What exists, object by object.
     pub runs: BTreeMap<Object, Vec<Run>>,
+    /// Tells which of the lazy pages exist, if that was left open.
+    pub late: Option<Late>,
 }
 
 /// What a write of pages amounted to.
@@ -46,59 +50,19 @@ pub struct Written {
     pub left: u64,
 }
 
-/// What the page table of one address space says.
-#[derive(Debug)]
-pub(super) struct Scan {
-    space: Space,
-    /// Pages with content, area by area.
-    content: Vec<Vec<PageRange>>,
-    /// Guard pages of all areas.
-    pub(super) guards: Vec<PageRange>,
-}
-
-impl Scan {
-    /// Walks the page table once.
-    pub(super) fn read(mapped: &Mapped) -> Result<Self> {
-        let space = Space::open(SpaceId(mapped.virt), mapped.pid)?;
-        let (mut content, mut guards) = (Vec::with_capacity(mapped.areas.len()), Vec::new());
-        for area in &mapped.areas {
-            let kind = match area.kind {
-                AreaKind::PrivateAnon => Content::Anonymous,
-                AreaKind::PrivateFile => Content::Changed,
-                AreaKind::SharedAnon(_) => Content::Elsewhere,
-                AreaKind::Vdso => {
-                    content.push(vec![area.range]);
-                    continue;
-                }
-                AreaKind::SharedFile
-                | AreaKind::Memfd
-                | AreaKind::Droppable
-                | AreaKind::Vvar
-                | AreaKind::Vsyscall => {
-                    content.push(Vec::new());
-                    continue;
-                }
-            };
-            let found = space.existing(area.range, kind)?;
-            content.push(found.content);
-            guards.extend(found.guards);
-        }
-        Ok(Self {
-            space,
-            content,
-            guards,
-        })
-    }
-}
-
 /// Gathers [`Pages`] while a tree is captured.
 #[derive(Debug)]
 pub(super) struct Collector {
+    /// Lazy pages are listed after the freeze.
+    later: bool,
     spaces: Vec<Space>,
     shared: Vec<Shared>,
     runs: BTreeMap<Object, Vec<Run>>,
+    guards: BTreeMap<SpaceId, RangeSet>,
     /// How shared memory is mapped, by its number.
     uses: BTreeMap<u32, Use>,
+    /// Where it is mapped.
+    mappings: Vec<(SpaceId, PageRange)>,
 }
 
 /// How the tree maps a shared memory object.
@@ -113,29 +77,46 @@ struct Use {
 }
 
 impl Collector {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(later: bool) -> Self {
         Self {
+            later,
             spaces: Vec::new(),
             shared: Vec::new(),
             runs: BTreeMap::new(),
+            guards: BTreeMap::new(),
             uses: BTreeMap::new(),
+            mappings: Vec::new(),
         }
     }
 
     /// Notes the pages of one address space. `eager` are those that the task or
     /// the kernel touches at once.
     pub(super) fn space(&mut self, scan: Scan, areas: &[Area], eager: &RangeSet) -> Result<()> {
+        let guards: RangeSet = scan.guards.into_iter().collect();
         let mut runs = Vec::new();
-        for (area, content) in areas.iter().zip(scan.content) {
+        for (area, found) in areas.iter().zip(scan.content) {
             if let AreaKind::SharedAnon(ino) = area.kind {
                 self.shared_memory(ino, &scan.space, area, eager)?;
             }
-            let may_wait = area.can_be_lazy();
-            for found in content {
-                push(&mut runs, found, may_wait, eager);
+            match found {
+                Found::All(found) => {
+                    let may_wait = area.can_be_lazy();
+                    for found in found {
+                        push(&mut runs, found, may_wait, eager);
+                    }
+                }
+                Found::Within(None) => {}
+                Found::Within(Some(range)) => {
+                    let exact = |part| {
+                        let found = scan.space.existing(part, Content::Anonymous)?;
+                        Ok(found.content)
+                    };
+                    divide(&mut runs, range, eager, &guards, exact)?;
+                }
             }
         }
         self.runs.insert(Object::Private(scan.space.id()), runs);
+        self.guards.insert(scan.space.id(), guards);
         self.spaces.push(scan.space);
         Ok(())
     }
@@ -159,6 +140,7 @@ impl Collector {
             let at = offset + (part.start() - area.range.start());
             it.eager.insert_at(at, part.len());
         }
+        self.mappings.push((space.id(), area.range));
         Ok(())
     }
 
@@ -176,25 +158,62 @@ impl Collector {
         for shared in &self.shared {
             let it = self.uses.entry(shared.id()).or_default();
             let mut runs = Vec::new();
-            for found in shared.existing()? {
-                // A run of its own: CRIU passes over what ends behind all mappings.
-                let border = it.end.clamp(found.start(), found.end());
-                let part = |a, b| PageRange::new(a, b).filter(|r| !r.is_empty());
-                if let Some(mapped) = part(found.start(), border) {
-                    push(&mut runs, mapped, !it.locked, &it.eager);
+            let whole = shared.whole();
+            // A run of its own: CRIU passes over what ends behind all mappings.
+            let border = it.end.min(whole.end());
+            let part = |a, b| PageRange::new(a, b).filter(|r| !r.is_empty());
+            if let Some(mapped) = part(0, border) {
+                if self.later && !it.locked {
+                    let exact = |part| shared.existing(part);
+                    divide(&mut runs, mapped, &it.eager, &RangeSet::new(), exact)?;
+                } else {
+                    for found in shared.existing(mapped)? {
+                        push(&mut runs, found, !it.locked, &it.eager);
+                    }
                 }
-                if let Some(range) = part(border, found.end()) {
-                    runs.push(Run { range, lazy: false });
-                }
+            }
+            if let Some(behind) = part(border, whole.end()) {
+                let run = |range| Run { range, lazy: false };
+                runs.extend(shared.existing(behind)?.into_iter().map(run));
             }
             self.runs.insert(Object::Shared(shared.id()), runs);
         }
-        let held = HeldPages::new(self.spaces, self.shared);
+        let held = Arc::new(HeldPages::new(self.spaces, self.shared));
+        let late = self
+            .later
+            .then(|| Late::new(Arc::clone(&held), self.guards, self.mappings));
         Ok(Pages {
             held,
             runs: self.runs,
+            late,
         })
     }
+}
+
+/// Pages of `whole` that may exist wait, but for `eager` ones, of which `exact`
+/// tells which exist; `guards` are none.
+fn divide(
+    runs: &mut Vec<Run>,
+    whole: PageRange,
+    eager: &RangeSet,
+    guards: &RangeSet,
+    exact: impl Fn(PageRange) -> Result<Vec<PageRange>>,
+) -> Result<()> {
+    let mut waits: RangeSet = [whole].into_iter().collect();
+    for guard in guards.within(whole) {
+        waits.remove(guard);
+    }
+    let first = runs.len();
+    for part in eager.within(whole) {
+        waits.remove(part);
+        let run = |range| Run { range, lazy: false };
+        runs.extend(exact(part)?.into_iter().map(run));
+    }
+    runs.extend(waits.iter().map(|range| Run { range, lazy: true }));
+    if let Some(new) = runs.get_mut(first..) {
+        new.sort_by_key(|r| r.range.start());
+    }
+    Ok(())
 }
 
 /// The number of a shared memory object in images: its inode's.

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::super::freeze::{Alive, Process, Thread, Tree};
-use super::pages::{Collector, Scan, shared_id};
+use super::pages::{Collector, shared_id};
+use super::scan::Scan;
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 use crate::image::records::{
     CoreEntry, FsEntry, March, MmEntry, SaEntry, SeccompMode, SignalQueueEntry, TaskKobjIdsEntry,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Alive, STOP_DEADLINE, Thread};
@@ -13,7 +14,7 @@ use crate::sys::procfs::{self, Status};
 use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
 
 /// Threads that have been interrupted and not yet been seen to stop.
-pub(super) type Caught = HashMap<HostPid, Vec<Seized>>;
+pub(super) type Interrupted = HashMap<HostPid, Vec<Seized>>;
 
 /// Interrupts the threads of `pid` that are not in `seen` yet.
 fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
@@ -37,7 +38,7 @@ fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
 }
 
 /// Interrupts the whole tree under `pid`, waiting for nothing.
-pub(super) fn catch(pid: HostPid, caught: &mut Caught) -> Result<()> {
+pub(super) fn catch(pid: HostPid, caught: &mut Interrupted) -> Result<()> {
     let mut queue = vec![pid];
     while let Some(pid) = queue.pop() {
         if matches!(procfs::stat(pid)?.state, b'Z' | b'X') {
@@ -133,7 +134,7 @@ pub(super) fn stop_process(
         pidfd: fd,
         threads,
         stop_signal,
-        before,
+        before: Arc::new(before),
     })
 }
 
@@ -155,23 +156,96 @@ fn why_not(tid: HostPid, e: Error) -> Error {
     }
 }
 
+/// Stops one thread of a process that otherwise runs on, lets `act` steer it, and lets
+/// it go as it was. `None`: none of its threads stopped within `patience`.
+///
+/// # Errors
+/// ESRCH if the process is gone; whatever `act` says.
+pub(in crate::engine) fn borrow<T: Send>(
+    pid: HostPid,
+    patience: Duration,
+    act: impl Fn(&mut Stopped) -> Result<T> + Sync,
+) -> Result<Option<T>> {
+    let threads = procfs::threads(pid)?;
+    // A thread of its own: what does not stop in time is let go when that ends.
+    let visit = || {
+        for tid in threads {
+            if let Some(done) = borrow_thread(pid, tid, patience, &act)? {
+                return Ok(Some(done));
+            }
+        }
+        Ok(None)
+    };
+    std::thread::scope(|scope| {
+        scope
+            .spawn(visit)
+            .join()
+            .unwrap_or_else(|_| Err(Error::bug(format!("steer task {pid}"), "it panicked")))
+    })
+}
+
+fn borrow_thread<T>(
+    pid: HostPid,
+    tid: HostPid,
+    patience: Duration,
+    act: impl Fn(&mut Stopped) -> Result<T>,
+) -> Result<Option<T>> {
+    let options = Options {
+        suspend_seccomp: true,
+        ..Options::default()
+    };
+    let seized = match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
+        Ok(s) => s,
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(e) => return Err(why_not(tid, e)),
+    };
+    let Caught::Stopped(mut stopped, _) = wait_for(seized, patience)? else {
+        return Ok(None);
+    };
+    let done = read_thread(pid, &mut stopped, &mut !0).and_then(|(_, settled, _)| {
+        // A signal is about to be handled, and only the kernel knows how the call
+        // goes on that it ends: another thread, or later.
+        let free = !settled.is_undecided();
+        free.then(|| act(&mut stopped)).transpose()
+    });
+    // A process that was stopped stays so.
+    stopped.detach(0)?;
+    done
+}
+
 /// Waits for the stop; signals that come first are delivered. `None`: it died.
-fn wait_stopped(mut seized: Seized) -> Result<Option<(Stopped, Stop)>> {
-    let deadline = Instant::now() + STOP_DEADLINE;
+fn wait_stopped(seized: Seized) -> Result<Option<(Stopped, Stop)>> {
+    let tid = seized.tid();
+    match wait_for(seized, STOP_DEADLINE)? {
+        Caught::Stopped(s, stop) => Ok(Some((s, stop))),
+        Caught::Died => Ok(None),
+        Caught::Not => Err(Error::refused(
+            format!("task {tid}"),
+            "it does not stop: in vfork, or in an uninterruptible call",
+        )),
+    }
+}
+
+/// What came of waiting for a stop.
+enum Caught {
+    Stopped(Stopped, Stop),
+    Died,
+    Not,
+}
+
+fn wait_for(mut seized: Seized, patience: Duration) -> Result<Caught> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_micros(20);
     loop {
         match seized.poll()? {
-            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => return Ok(Some((s, stop))),
+            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => return Ok(Caught::Stopped(s, stop)),
             Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
             Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
-            Ok(Waited::Gone(_)) => return Ok(None),
+            Ok(Waited::Gone(_)) => return Ok(Caught::Died),
             Err(s) => {
                 seized = s;
                 if Instant::now() > deadline {
-                    return Err(Error::refused(
-                        format!("task {}", seized.tid()),
-                        "it does not stop: in vfork, or in an uninterruptible call",
-                    ));
+                    return Ok(Caught::Not);
                 }
                 // the kernel has no descriptor to wait on for a ptrace stop
                 std::thread::sleep(pause);

@@ -125,7 +125,7 @@ impl PageServer {
             runtime.handle(),
             self.listener,
             &self.ticket,
-            Arc::new(pages.held),
+            pages.held,
             &objects,
             CLIENT,
             &mut tree,

@@ -69,6 +69,7 @@ pub(crate) fn dump(typed: &Typed) -> Result<Dump> {
         pid: HostPid(pid),
         freeze_cgroup: typed.freeze_cgroup.as_ref().map(PathBuf::from),
         lazy: typed.lazy_pages,
+        list_later: false,
     })
 }
 

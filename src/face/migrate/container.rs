@@ -15,7 +15,7 @@ use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::options::{Dump, Observer, Stage};
 use crate::face::place;
 use crate::face::scripts::Scripts;
-use crate::migrate::ports::{Capture, Container};
+use crate::migrate::ports::{Capture, Container, Lister};
 use crate::runtime::runc;
 use crate::sys::{cgroup, procfs};
 use crate::wire::message::Offer;
@@ -73,7 +73,8 @@ impl RuncContainer {
     /// It does not run, or cannot be read.
     pub(super) fn load(root: &Path, id: &str, scripts: &[PathBuf]) -> Result<Self> {
         let runc = runc::Container::load(root, id)?;
-        let dump = runc.dump()?;
+        let mut dump = runc.dump()?;
+        dump.list_later = true;
         // Known before the freeze, so that a guard can find what we leave.
         let place = Place::of(runc.init())?;
         Ok(Self {
@@ -164,8 +165,9 @@ impl Container for RuncContainer {
         let objects = pages.lazy();
         Ok(Capture {
             images,
-            pages: Arc::new(pages.held),
+            pages: pages.held,
             objects,
+            lister: pages.late.map(|late| Arc::new(late) as Arc<dyn Lister>),
         })
     }
 

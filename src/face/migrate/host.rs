@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{cgroups, sizes};
 use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
+use crate::engine::guards;
 use crate::engine::options::Stage;
 use crate::face::scripts::Scripts;
 use crate::memory::guardian::Guardian;
@@ -308,6 +309,7 @@ impl Host for RuncHost {
             self.tasks.push((space.pid, started));
         }
         let filler = Filler::new(job)?;
+        filler.make_guards_by(Box::new(guards::make));
         if let Some(g) = &mut self.guardian {
             g.watch(&filler)?;
             g.say_in(&l.loss())?;

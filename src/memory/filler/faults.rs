@@ -134,7 +134,8 @@ impl Filler {
     /// Those of UFFDIO_POISON.
     pub fn poison_missing(&self) -> Result<()> {
         loop {
-            let Some((object, range)) = self.residency().next_missing(None, u64::MAX / 2) else {
+            // In pieces: what was killed ends meanwhile, and most may not exist at all.
+            let Some((object, range)) = self.residency().next_missing(None, 1 << 30) else {
                 return Ok(());
             };
             match object {
@@ -152,18 +153,24 @@ impl Filler {
             let Some(space) = self.space(piece.space) else {
                 continue;
             };
-            for page in 0..piece.range.pages() {
-                let start = piece.range.start() + page * PAGE_SIZE;
-                let Some(page) = PageRange::with_pages(start, 1) else {
-                    continue;
-                };
-                while space.uffd.poison(page)?.stop == Some(Stop::Again) {
-                    self.step_aside(&space)?;
-                }
-            }
+            self.poison_each(&space, piece.range)?;
         }
         let pages = self.residency().placed(SpaceId(0), object, range);
         self.stats.poisoned(pages);
+        Ok(())
+    }
+
+    /// Poisons whatever of `range` has no page, one by one: pages among them stay.
+    pub(super) fn poison_each(&self, space: &Guarded, range: PageRange) -> Result<()> {
+        for page in 0..range.pages() {
+            let start = range.start() + page * PAGE_SIZE;
+            let Some(page) = PageRange::with_pages(start, 1) else {
+                continue;
+            };
+            while space.uffd.poison(page)?.stop == Some(Stop::Again) {
+                self.step_aside(space)?;
+            }
+        }
         Ok(())
     }
 }

@@ -32,6 +32,10 @@ impl Account {
         self.count.gone += self.absent.remove(range);
     }
 
+    pub(super) fn never_was(&mut self, range: PageRange) {
+        self.count.needed -= self.absent.remove(range);
+    }
+
     pub(super) fn gone_at(&mut self, at: u64, len: u64) {
         self.count.gone += self.absent.remove_at(at, len);
     }

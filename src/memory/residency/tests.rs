@@ -146,6 +146,31 @@ fn a_request_takes_absent_neighbours_that_nobody_asked_for() {
 }
 
 #[test]
+fn a_guard_that_is_told_late_is_found_where_its_memory_went() {
+    let mut r = two_spaces();
+    r.remap(SpaceId(1), at(4), at(50), 2 * PAGE_SIZE);
+    let child = r.fork(SpaceId(1)).unwrap();
+    let found = |r: &Residency, range| {
+        let places = r.places_of(SpaceId(1), range);
+        let mut all: Vec<_> = places.iter().map(|p| (p.space, p.range)).collect();
+        all.sort_by_key(|(space, range)| (*space, range.start()));
+        all
+    };
+    assert_eq!(
+        found(&r, pages(5, 2)),
+        [
+            (SpaceId(1), pages(6, 1)),
+            (SpaceId(1), pages(51, 1)),
+            (child, pages(6, 1)),
+            (child, pages(51, 1)),
+        ]
+    );
+    // Shared memory has its guard pages by address.
+    let both = [(SpaceId(1), pages(21, 1)), (child, pages(21, 1))];
+    assert_eq!(found(&r, pages(21, 1)), both);
+}
+
+#[test]
 fn what_contradicts_itself_is_refused_by_name() {
     let mut r = Residency::new();
     let own = Object::Private(SpaceId(1));
@@ -166,6 +191,7 @@ fn what_contradicts_itself_is_refused_by_name() {
 #[derive(Debug, Clone)]
 enum Step {
     Place(usize, u64, u64),
+    Never(usize, u64, u64),
     Ask(usize, u64),
     Fork(usize),
     Remap(usize, u64, u64, u64),
@@ -178,6 +204,7 @@ fn step() -> impl Strategy<Value = Step> {
     let s = 0usize..5;
     prop_oneof![
         4 => (0usize..3, 0u64..16, 1u64..6).prop_map(|(o, p, n)| Step::Place(o, p, n)),
+        1 => (0usize..3, 0u64..16, 1u64..6).prop_map(|(o, p, n)| Step::Never(o, p, n)),
         1 => (s.clone(), 0u64..30).prop_map(|(s, p)| Step::Ask(s, p)),
         2 => s.clone().prop_map(Step::Fork),
         3 => (s.clone(), 0u64..30, 0u64..40, 1u64..8)
@@ -230,6 +257,7 @@ proptest! {
         model.shared.extend(1..7);
         let objects = [Object::Private(SpaceId(1)), Object::Private(SpaceId(2)), SHARED];
         let mut ids = vec![SpaceId(1), SpaceId(2)];
+        let mut origin: BTreeMap<_, _> = ids.iter().map(|id| (*id, *id)).collect();
         for step in steps {
             match step {
                 Step::Place(o, p, n) => {
@@ -249,6 +277,17 @@ proptest! {
                                 *q != p || !model.maps[s].values().any(|m| *m == (object, p))
                             }),
                         }
+                    }
+                }
+                Step::Never(o, p, n) => {
+                    r.never_were(objects[o], pages(p, n));
+                    match objects[o] {
+                        SHARED => model.shared.retain(|q| !(p..p + n).contains(q)),
+                        // A forked child's pages come from where its parent's do.
+                        Object::Private(id) => model.private.retain(|(s, q)| {
+                            origin[s] != id || !(p..p + n).contains(q)
+                        }),
+                        Object::Shared(_) => unreachable!(),
                     }
                 }
                 Step::Ask(s, p) => {
@@ -272,6 +311,7 @@ proptest! {
                     let Some(id) = ids.get(s).copied() else { continue };
                     let child = r.fork(id).unwrap();
                     ids.push(child);
+                    origin.insert(child, origin[&id]);
                     let map = model.maps[&id].clone();
                     model.maps.insert(child, map);
                     let lacks: Vec<_> = model.private.iter().filter(|p| p.0 == id).collect();

@@ -2,13 +2,14 @@
 //!
 //! smaps walks page tables: milliseconds per populated GiB. So it is read before
 //! the freeze, and inside it only maps; where an area is not as it was, smaps is
-//! read again.
+//! read again. So it is with guard pages, if the freeze is not to look for them.
 
 use std::collections::HashMap;
 
 use super::{MAP_DROPPABLE, TASK_SIZE, status};
 use crate::base::{Error, HostPid, PageRange, Result};
 use crate::image::records::{MmEntry, VmaEntry};
+use crate::sys::pagemap::{Filter, Pagemap};
 use crate::sys::procfs::{self, Map, Stat};
 
 /// What is behind an area, and so where its pages come from.
@@ -61,9 +62,15 @@ impl Area {
     }
 }
 
-/// Flags of the areas of a task, read while it still runs.
+/// What walks page tables, read while a task still runs: flags of its areas, and
+/// where its guard pages were.
 #[derive(Debug, Clone, Default)]
-pub struct Before(HashMap<u64, Map>);
+pub struct Before {
+    maps: HashMap<u64, Map>,
+    /// Where guard pages were looked for, in order.
+    looked: Vec<PageRange>,
+    guards: Vec<PageRange>,
+}
 
 impl Before {
     /// Reads smaps. Costs milliseconds per populated GiB.
@@ -71,16 +78,50 @@ impl Before {
     /// # Errors
     /// If the task is gone.
     pub fn read(pid: HostPid) -> Result<Self> {
-        Ok(Self(
-            procfs::smaps(pid)?
-                .into_iter()
-                .map(|m| (m.range.start(), m))
-                .collect(),
-        ))
+        let maps = procfs::smaps(pid)?;
+        Ok(Self {
+            maps: maps.into_iter().map(|m| (m.range.start(), m)).collect(),
+            ..Self::default()
+        })
+    }
+
+    /// As [`Self::read`], with the guard pages of what may hold some. Costs as much
+    /// again.
+    ///
+    /// # Errors
+    /// If the task is gone.
+    pub fn with_guards(pid: HostPid) -> Result<Self> {
+        let pagemap = Pagemap::open(pid)?;
+        let (mut looked, mut guards) = (Vec::new(), Vec::new());
+        for m in procfs::maps(pid)? {
+            if m.range.start() < TASK_SIZE {
+                let found = pagemap.scan(m.range, Filter::GUARDS)?;
+                guards.extend(found.into_iter().map(|r| r.range));
+                looked.push(m.range);
+            }
+        }
+        Ok(Self {
+            looked,
+            guards,
+            ..Self::read(pid)?
+        })
+    }
+
+    /// Where guard pages were in `area`, and the parts of it that nobody looked at.
+    pub fn guards(&self, area: PageRange) -> (Vec<PageRange>, Vec<PageRange>) {
+        let were = self.guards.iter().filter_map(|g| g.intersect(area));
+        let (mut unseen, mut at) = (Vec::new(), area.start());
+        for seen in self.looked.iter().filter_map(|l| l.intersect(area)) {
+            unseen.extend(PageRange::new(at, seen.start()));
+            at = seen.end();
+        }
+        unseen.extend(PageRange::new(at, area.end()));
+        unseen.retain(|r| !r.is_empty());
+        (were.collect(), unseen)
     }
 
     fn flags(&self, map: &Map) -> Option<&Map> {
-        self.0.get(&map.range.start()).filter(|old| {
+        self.maps.get(&map.range.start()).filter(|old| {
             // a growing stack or heap keeps its flags
             old.prot == map.prot
                 && old.shared == map.shared
