@@ -91,6 +91,37 @@ fn shared_memory_follows_a_container_that_has_moved() {
     assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
 }
 
+/// Which pages exist is told after the resume. A guard page that nobody knew of before
+/// is one there all the same, to the program and to the kernel.
+#[test]
+fn guard_pages_that_are_made_in_the_moment_of_the_freeze_move_too() {
+    needs!(root, runc, gcc);
+    let m = Move::of("mig-guards", &sample("guards"), &["/bin/guards"], |_| ());
+    let said = m.scratch.join("said");
+    let says = |turn: &str| {
+        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
+        assert!(!text.contains("wrong"), "{text}");
+    };
+    let (receiver, at) = m.receive(&["--output", said.to_str().unwrap()]);
+    let mut source = m.migrate(&at, &["--pause-at", "resumed"]);
+    // It runs there, and nothing comes: it meets the newest guard pages first.
+    wait_stopped(&mut source);
+    m.wait_running_there();
+    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
+    send(source.id(), Signal::SIGCONT);
+    let (source, receiver) = (m.end(source, "migrate.log"), m.end(receiver, "receive.log"));
+    assert!(source.ok, "{}\n{}", source.text, receiver.text);
+    says("turn 1");
+    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
+    says("turn 2");
+    let told = "guard pages that were made just before the freeze";
+    assert!(receiver.text.contains(told), "none was: {}", receiver.text);
+    assert!(!receiver.text.contains("SIGBUS"), "{}", receiver.text);
+    // Of a terabyte that is not there nothing is said to be there.
+    let pages = m.report()["pages"].as_u64().unwrap();
+    assert!((4096..20_000).contains(&pages), "{pages} pages");
+}
+
 #[test]
 fn a_container_moves_without_tls_when_both_ends_say_so() {
     needs!(root, runc);

@@ -461,7 +461,11 @@ impl Drop for Tree {
 }
 
 fn read_before(root: HostPid, guards: bool, all: &mut Vec<(HostPid, Before)>) {
-    let read = if guards { Before::with_guards } else { Before::read };
+    let read = if guards {
+        Before::with_guards
+    } else {
+        Before::read
+    };
     let mut queue = vec![root];
     while let Some(pid) = queue.pop() {
         // what comes and goes meanwhile is read in the freeze

@@ -9,7 +9,7 @@ use crate::sys::{procfs, steer};
 /// madvise(2) advice that makes guard pages.
 const MADV_GUARD_INSTALL: u64 = 102;
 /// How long a thread may take to stop.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Makes `range` guard pages in the running process `pid`; what is in the pages is
 /// lost. `false` when no thread of it stops: all wait in the kernel for somebody.
@@ -38,9 +38,103 @@ pub fn make(pid: HostPid, range: PageRange) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::SpaceId;
+    use std::sync::Arc;
+
     use crate::memory::held::Space;
+    use crate::memory::{
+        Area, Filler, Handler, Job, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
+        guard,
+    };
     use crate::sys::testing::Child;
+
+    const PAGE: u64 = 4096;
+
+    /// Hears what is wanted, and sends nothing.
+    struct Silent;
+
+    impl PageSource for Silent {
+        fn want(&self, _: Want, _: &dyn PageSink) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// `pages` pages of which nobody knows which exist, with their handler.
+    fn unlisted(child: &Child, pages: u64) -> (Handler, PageRange) {
+        let range = PageRange::with_pages(child.mmap(pages * PAGE), pages).unwrap();
+        let area = Area {
+            range,
+            object: Object::Private(SpaceId(1)),
+            at: range.start(),
+            wipe_on_fork: false,
+        };
+        let space = LazySpace {
+            id: SpaceId(1),
+            pid: child.pid(),
+            pidfd: child.pidfd().try_clone().unwrap(),
+            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
+            areas: vec![area],
+            needed: vec![range],
+        };
+        let filler = Filler::new(Job {
+            spaces: vec![space],
+            shared: Vec::new(),
+        })
+        .unwrap();
+        filler.make_guards_by(Box::new(make));
+        let handler = Handler::start(filler, Arc::new(Silent), Box::new(|_| OnLoss::Kill));
+        (handler.unwrap(), range)
+    }
+
+    fn guards(child: &Child, area: PageRange) -> Vec<PageRange> {
+        let space = Space::open(SpaceId(1), child.pid()).unwrap();
+        space.guards(area).unwrap()
+    }
+
+    #[test]
+    fn who_waits_in_the_kernel_for_what_is_a_guard_page_is_told_so() {
+        let child = Child::fork();
+        let (handler, range) = unlisted(&child, 8);
+        let page = PageRange::with_pages(range.start() + 3 * PAGE, 1).unwrap();
+        child.start_call(libc::SYS_getrandom, [page.start(), 8, 0, 0, 0]);
+        // Its only thread waits for the page, and cannot be stopped meanwhile.
+        let sink = handler.sink();
+        sink.guards(SpaceId(1), page).unwrap();
+        let efault = u64::from_ne_bytes((-i64::from(libc::EFAULT)).to_ne_bytes());
+        assert_eq!(child.finish(), efault);
+        assert_eq!(guards(&child, range), [page]);
+        sink.never_were(Object::Private(SpaceId(1)), range).unwrap();
+        let count = handler.wait().unwrap().count;
+        assert_eq!((count.needed, count.present), (0, 0));
+    }
+
+    #[test]
+    fn a_guard_page_that_is_told_twice_is_made_once() {
+        let child = Child::fork();
+        let (handler, range) = unlisted(&child, 8);
+        let page = PageRange::with_pages(range.start() + PAGE, 2).unwrap();
+        let sink = handler.sink();
+        sink.guards(SpaceId(1), page).unwrap();
+        let remove = 103;
+        child.call(libc::SYS_madvise, [page.start(), PAGE, remove, 0, 0]);
+        sink.guards(SpaceId(1), page).unwrap();
+        let left = PageRange::with_pages(page.start() + PAGE, 1).unwrap();
+        assert_eq!(guards(&child, range), [left]);
+    }
+
+    #[test]
+    fn who_waits_for_a_page_that_does_not_exist_reads_zeros() {
+        let child = Child::fork();
+        let (handler, range) = unlisted(&child, 1 << 20);
+        child.start_sum(range.start() + 5 * PAGE, 2 * PAGE);
+        let object = Object::Private(SpaceId(1));
+        handler.sink().never_were(object, range).unwrap();
+        assert_eq!(child.finish(), 0);
+        let out = handler.wait().unwrap();
+        assert_eq!(out.count.needed, 0);
+        // Nothing was placed that nobody touched.
+        let space = Space::open(SpaceId(1), child.pid()).unwrap();
+        assert_eq!(space.first(range).unwrap(), None);
+    }
 
     #[test]
     fn a_process_that_runs_gets_guard_pages_and_notices_nothing() {

@@ -265,11 +265,7 @@ impl Pump {
 }
 
 /// ABSENT, as often as it takes.
-async fn say_absent(
-    writer: &mut Writer,
-    list: &[(Object, PageRange)],
-    guards: bool,
-) -> Result<()> {
+async fn say_absent(writer: &mut Writer, list: &[(Object, PageRange)], guards: bool) -> Result<()> {
     for (object, part) in ranges::parts(list) {
         let (sort, id) = batch::numbers(object);
         let (starts, pages) = ranges::columns(&part);

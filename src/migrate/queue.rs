@@ -244,9 +244,7 @@ impl Queue {
         }
         // Whether the first word of them arrived is not known: told twice is fine.
         let all = self.guards.iter();
-        self.untold = all
-            .flat_map(|(id, g)| g.iter().map(|r| (*id, r)))
-            .collect();
+        self.untold = all.flat_map(|(id, g)| g.iter().map(|r| (*id, r))).collect();
         Ok(())
     }
 }
@@ -338,7 +336,10 @@ mod tests {
         let mut q = Queue::new();
         q.declare_possible(obj(1), [range(0, 100)]);
         let look = q.take_fault(obj(1), range(4, 1), range(0, 16), 8).unwrap();
-        assert_eq!(look, Answer::Look(vec![range(4, 1), range(0, 4), range(5, 11)]));
+        assert_eq!(
+            look,
+            Answer::Look(vec![range(4, 1), range(0, 4), range(5, 11)])
+        );
         assert_eq!(q.take_bulk(100, 8), None);
         assert_eq!(q.unlisted(), [(obj(1), vec![range(0, 100)])]);
         q.list(obj(1), [range(10, 10), range(50, 5)]);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::info;
 
 use crate::base::{Error, PageRange, Result};
 use crate::memory::{Object, PageSink, PageSource, Want};
@@ -185,6 +186,10 @@ impl Remote {
 
     fn absent(&self, m: &message::Absent, sink: &dyn PageSink) -> Result<()> {
         let (object, ranges) = ranges::read(m.sort, m.id, &m.starts, &m.pages)?;
+        if m.guards {
+            let ranges = ranges.len();
+            info!(ranges, "guard pages that were made just before the freeze");
+        }
         for range in ranges {
             match object {
                 Object::Private(id) if m.guards => sink.guards(id, range)?,

@@ -79,7 +79,9 @@ impl Lister for Lists {
         }
         let page = |n: u64| PageRange::with_pages(n * PAGE_SIZE, 1).unwrap();
         let of = |n: &u64| range.contains(n * PAGE_SIZE);
-        let exists = all_pages().into_iter().filter(|(o, n)| *o == object && of(n));
+        let exists = all_pages()
+            .into_iter()
+            .filter(|(o, n)| *o == object && of(n));
         let guards = GUARDS.pages().filter(|n| object == SPACE && of(n));
         Ok(Existing {
             content: exists.map(|(_, n)| page(n)).collect(),
@@ -153,7 +155,10 @@ impl Container for Model {
         Ok(Capture {
             images: vec![("inventory.img".into(), vec![5; 300_000])],
             pages: Arc::new(Pages(if self.fail_at == "read" { 500 } else { 1000 })),
-            objects: vec![(SPACE, vec![r(0, 120), r(130, LAST)]), (SHARED, vec![r(0, 64)])],
+            objects: vec![
+                (SPACE, vec![r(0, 120), r(130, LAST)]),
+                (SHARED, vec![r(0, 64)]),
+            ],
             lister: Some(Arc::new(Lists(Duration::from_millis(20)))),
         })
     }

@@ -28,12 +28,7 @@ pub fn columns(ranges: &[PageRange]) -> (Vec<u64>, Vec<u64>) {
 ///
 /// # Errors
 /// Columns of different length, an unknown sort, no whole pages: the peer is to blame.
-pub fn read(
-    sort: u32,
-    id: u32,
-    starts: &[u64],
-    pages: &[u64],
-) -> Result<(Object, Vec<PageRange>)> {
+pub fn read(sort: u32, id: u32, starts: &[u64], pages: &[u64]) -> Result<(Object, Vec<PageRange>)> {
     let bad = |why: &'static str| Error::peer("read list of pages", why);
     if starts.len() != pages.len() || starts.len() > MOST {
         return Err(bad("it does not fit"));

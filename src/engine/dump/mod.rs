@@ -91,7 +91,11 @@ impl Frozen {
         let mapped: Vec<_> = mapped.collect::<Result<_>>()?;
         let before: Vec<_> = processes
             .iter()
-            .map(|p| p.alive().filter(|_| opts.list_later).map(|a| Arc::clone(&a.before)))
+            .map(|p| {
+                p.alive()
+                    .filter(|_| opts.list_later)
+                    .map(|a| Arc::clone(&a.before))
+            })
             .collect();
         let (set, pages) = std::thread::scope(|scope| {
             // The one step that may grow with memory goes beside all others.

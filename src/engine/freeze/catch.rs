@@ -238,7 +238,9 @@ fn wait_for(mut seized: Seized, patience: Duration) -> Result<Caught> {
     let mut pause = Duration::from_micros(20);
     loop {
         match seized.poll()? {
-            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => return Ok(Caught::Stopped(s, stop)),
+            Ok(Waited::Stopped(s, stop @ Stop::Event { .. })) => {
+                return Ok(Caught::Stopped(s, stop));
+            }
             Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
             Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
             Ok(Waited::Gone(_)) => return Ok(Caught::Died),

@@ -19,7 +19,7 @@ use crate::memory::{Object, Piece, RangeSet, SpaceId};
 pub type MakeGuard = Box<dyn Fn(HostPid, PageRange) -> Result<bool> + Send + Sync>;
 
 /// How often a process is tried that does not stop.
-const TRIES: usize = 20;
+const TRIES: usize = 12;
 
 #[derive(Default)]
 pub(super) struct Late {
@@ -73,7 +73,11 @@ impl Filler {
 
     /// See [`crate::memory::PageSink::guards`].
     pub(super) fn guard_late(&self, id: SpaceId, range: PageRange) -> Result<()> {
-        let mut told = self.late.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self
+            .late
+            .told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let told = told.entry(id).or_default();
         let mut fresh: RangeSet = [range].into_iter().collect();
         fresh.subtract(told);
@@ -110,8 +114,12 @@ impl Filler {
         };
         let maker = self.late.maker.get();
         let known = self.late.processes.get(&space.id).copied().zip(maker);
-        for _ in 0..TRIES {
+        for n in 0..TRIES {
             let Some((pid, maker)) = known else { break };
+            if n == TRIES / 4 {
+                // It may wait in the kernel for this very page: that gets EFAULT.
+                self.poison_places(&space, id, range)?;
+            }
             let gate = space.gate.write().unwrap_or_else(PoisonError::into_inner);
             match self.make_guards(&space, pid, maker, id, range) {
                 Ok(true) => return Ok(()),
