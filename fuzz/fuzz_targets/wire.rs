@@ -4,6 +4,7 @@
 use dunlin::wire::batch::{self, Batch};
 use dunlin::wire::frame::{self, Frame, HEADER, Kind};
 use dunlin::wire::message::{self as m, Lane};
+use dunlin::wire::ranges;
 use dunlin::wire::secret::{Side, Token};
 use dunlin::wire::session::Session;
 use libfuzzer_sys::fuzz_target;
@@ -61,12 +62,17 @@ fn judge(frame: &Frame) {
     }
     each!(
         Challenge, Proof, Offer, Reasons, Entry, Xattr, Remove, Image, StateEnd, Step, Fault,
-        Missing
+        Missing, Absent
     );
     if let Ok(hello) = m::parse::<m::Hello>(kind, body)
         && let Ok(lane) = Lane::from_number(hello.lane)
     {
         assert_eq!(lane.number(), hello.lane);
+    }
+    if let Ok(m) = m::parse::<m::Absent>(kind, body)
+        && let Ok((_, list)) = ranges::read(m.sort, m.id, &m.starts, &m.pages)
+    {
+        assert!(list.len() == m.starts.len() && list.len() <= ranges::MOST);
     }
     if let Ok(batch) = Batch::parse(body.to_vec()) {
         assert!(batch.runs.len() <= batch::MAX_RUNS && batch.pages() <= batch::MAX_PAGES);
