@@ -118,7 +118,7 @@ pub enum Body {
     /// It is alive.
     Alive(Alive),
     /// It is dead; its /proc status.
-    Zombie(Status),
+    Zombie(Box<Status>),
 }
 
 /// A live process, all of whose threads are stopped.
@@ -262,7 +262,7 @@ impl Tree {
                     "its main thread has exited while others go on",
                 ));
             }
-            Body::Zombie(procfs::status(pid)?)
+            Body::Zombie(Box::new(procfs::status(pid)?))
         } else {
             let before = before
                 .iter()

@@ -78,6 +78,7 @@ mod tests {
         let filler = Filler::new(Job {
             spaces: vec![space],
             shared: Vec::new(),
+            anchor: None,
         })
         .unwrap();
         filler.make_guards_by(Box::new(make));
