@@ -62,6 +62,25 @@ fn an_image_without_its_inventory_is_not_loaded() {
 }
 
 #[test]
+fn an_image_whose_pages_are_written_anew_is_none_until_it_is_stored_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |byte| {
+        let mut writer = crate::image::pages::PagesWriter::create(dir.path(), 1).unwrap();
+        writer.write(0x1000, &[byte; 4096], false).unwrap();
+        writer.finish(&mut Set::new(), Kind::Pagemap, 1).unwrap();
+    };
+    write(1);
+    small().store(dir.path()).unwrap();
+    Set::read(dir.path()).unwrap();
+    // As many bytes of another moment, and then the end of the writer.
+    write(2);
+    let error = Set::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("inventory.img"), "{error}");
+    small().store(dir.path()).unwrap();
+    Set::read(dir.path()).unwrap();
+}
+
+#[test]
 fn only_the_owner_can_read_an_image() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("image");

@@ -5,7 +5,7 @@
 //! spaces over, and waits for our grant; we serve the pages and outlive it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -189,10 +189,14 @@ impl Drop for RuncHost {
 
 /// The last lines of a log that say what is wrong.
 fn tail(path: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    const MOST: u64 = 4 << 20;
     let mut bytes = Vec::new();
-    if let Ok(f) = File::open(path) {
+    if let Ok(mut f) = File::open(path) {
         // A log that cannot be read says nothing; the status is told anyway.
-        let _ = f.take(4 << 20).read_to_end(&mut bytes);
+        let length = f.metadata().map_or(0, |m| m.len());
+        let _ = f
+            .seek(SeekFrom::Start(length.saturating_sub(MOST)))
+            .and_then(|_| f.take(MOST).read_to_end(&mut bytes));
     }
     let text = String::from_utf8_lossy(&bytes);
     let mut lines: Vec<String> = text
@@ -410,13 +414,70 @@ impl Host for RuncHost {
     }
 }
 
-/// Flags that change what user programs may execute; others describe the
-/// hypervisor or the kernel's own use.
+/// Flags (as /proc/cpuinfo spells them) that change what user programs may execute;
+/// others describe the hypervisor or the kernel's own use.
 fn matters(flag: &str) -> bool {
-    [
-        "sse", "ssse", "avx", "amx", "aes", "bmi", "fma", "sha", "vaes", "gfni", "pclmul",
-        "popcnt", "movbe", "adx", "xsave", "f16c", "rdrand", "rdseed",
-    ]
-    .iter()
-    .any(|p| flag.starts_with(p))
+    const FAMILIES: [&str; 23] = [
+        "sse", "ssse", "avx", "amx", "aes", "bmi", "fma", "sha", "vaes", "vpclmul", "gfni",
+        "pclmul", "popcnt", "movbe", "movdir", "adx", "xsave", "f16c", "rdrand", "rdseed", "3dnow",
+        "clflush", "apx",
+    ];
+    // `abm` is LZCNT, which a CPU without it takes for BSR: a wrong result and no fault.
+    const ALONE: [&str; 21] = [
+        "abm",
+        "cmov",
+        "cx8",
+        "cx16",
+        "mmx",
+        "fxsr",
+        "lahf_lm",
+        "rdtscp",
+        "rdpid",
+        "fsgsbase",
+        "rtm",
+        "clwb",
+        "cldemote",
+        "waitpkg",
+        "serialize",
+        "ospke",
+        "user_shstk",
+        "xop",
+        "tbm",
+        "lwp",
+        "enqcmd",
+    ];
+    ALONE.contains(&flag) || FAMILIES.iter().any(|p| flag.starts_with(p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_long_log_are_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut text = "Error: long ago\n".to_owned() + &"nothing of note\n".repeat(400_000);
+        text += "Error: one\nError: two\nError: three\nError: four\n";
+        std::fs::write(file.path(), text).unwrap();
+        let said = tail(file.path(), |line| line.contains("Error"));
+        assert_eq!(said, ["Error: two", "Error: three", "Error: four"]);
+        assert!(tail(Path::new("/nonexistent"), |_| true).is_empty());
+    }
+
+    #[test]
+    fn what_programs_execute_matters_and_what_the_kernel_uses_does_not() {
+        for flag in ["avx512f", "sse4_2", "abm", "xop", "rtm", "fsgsbase", "cx16"] {
+            assert!(matters(flag), "{flag}");
+        }
+        for flag in [
+            "hypervisor",
+            "vmx",
+            "pti",
+            "nx",
+            "arch_capabilities",
+            "smep",
+        ] {
+            assert!(!matters(flag), "{flag}");
+        }
+    }
 }

@@ -106,6 +106,10 @@ impl<W: Write> Packer<W> {
             // Something is mounted on a file: an empty one will do for that again.
             return self.header(&path, &stat, EntryType::Regular, b"", &[], 0, None);
         }
+        if format == SFlag::S_IFSOCK {
+            // A socket's file is made by whoever binds it.
+            return Ok(());
+        }
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&stat.st_ino) {
                 let first = first.clone();
@@ -124,8 +128,7 @@ impl<W: Write> Packer<W> {
             SFlag::S_IFCHR => self.header(&path, &stat, EntryType::Char, b"", &xattrs, 0, None),
             SFlag::S_IFBLK => self.header(&path, &stat, EntryType::Block, b"", &xattrs, 0, None),
             SFlag::S_IFIFO => self.header(&path, &stat, EntryType::Fifo, b"", &xattrs, 0, None),
-            // A socket's file is made by whoever binds it.
-            _ => Ok(()),
+            _ => Err(Error::refused(named(&path)(), "is of no known kind")),
         }
     }
 

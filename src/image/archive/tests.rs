@@ -87,12 +87,20 @@ fn sample(dir: &Path) {
     let hole = File::create(dir.join("hole")).unwrap();
     hole.set_len(16 << 20).unwrap();
     std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+    fs::hard_link(dir.join("socket"), dir.join("d/socket")).unwrap();
     for (name, seconds, nanos) in [("d/text", 12, 345_678_901), ("d/none", -5, 250_000_000)] {
         let time = nix::sys::time::TimeSpec::new(seconds, nanos);
         let file = File::open(dir.join(name)).unwrap();
         nix::sys::stat::futimens(&file, &time, &time).unwrap();
     }
     fs::set_permissions(dir.join("d"), fs::Permissions::from_mode(0o1755)).unwrap();
+}
+
+/// Sockets are left out of archives.
+fn without_sockets(tree: &mut BTreeMap<String, String>) {
+    for name in ["socket", "d/socket"] {
+        tree.remove(name).unwrap();
+    }
 }
 
 fn packed(dir: &Path) -> Vec<u8> {
@@ -113,7 +121,7 @@ fn a_tree_comes_back_as_it_was() {
     assert!(bytes.len() < 1 << 20, "holes are packed: {}", bytes.len());
     unpacked(&bytes, to.path()).unwrap();
     let mut expected = tree(from.path());
-    expected.remove("socket").unwrap();
+    without_sockets(&mut expected);
     assert_eq!(tree(to.path()), expected);
     let blocks = fs::metadata(to.path().join("hole")).unwrap().blocks();
     assert_eq!(blocks, 0, "a hole takes room");
@@ -160,7 +168,7 @@ fn gnu_tar_reads_what_we_write() {
         return;
     }
     let mut expected = tree(&from);
-    expected.remove("socket").unwrap();
+    without_sockets(&mut expected);
     assert_eq!(tree(&to), expected);
 }
 
@@ -192,7 +200,7 @@ fn we_read_what_gnu_tar_writes() {
         let bytes = fs::read(work.path().join("a.tar.gz")).unwrap();
         unpacked(&bytes, &to).unwrap();
         let mut expected = tree(&from);
-        expected.remove("socket").unwrap();
+        without_sockets(&mut expected);
         let mut found = tree(&to);
         if format == "gnu" {
             // It keeps neither fractions of a second nor attributes.
@@ -204,7 +212,7 @@ fn we_read_what_gnu_tar_writes() {
             };
             xattr::remove(from.join("d/text"), "user.note").unwrap();
             expected = tree(&from);
-            expected.remove("socket").unwrap();
+            without_sockets(&mut expected);
             strip(&mut expected);
             strip(&mut found);
         }

@@ -5,6 +5,7 @@ use super::{PE_LAZY, PE_PRESENT};
 use crate::base::{Error, PAGE_SIZE, PageRange, Result, ResultExt};
 use crate::image::{Kind, Set};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -33,11 +34,20 @@ pub struct PagesWriter {
 }
 
 impl PagesWriter {
-    /// Makes an empty pages file (mode 0600); one that is there is emptied.
+    /// Makes an empty pages file (mode 0600); one that is there is emptied, and the
+    /// image that it was part of is none any more: with pages of another moment it
+    /// would look whole.
     ///
-    /// Errors: open(2).
+    /// Errors: open(2), unlink(2).
     pub fn create(dir: &Path, pages_id: u32) -> Result<Self> {
         let path = dir.join(Kind::Pages.file_name(pages_id));
+        let inventory = dir.join(Kind::Inventory.file_name(0));
+        match std::fs::remove_file(&inventory) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(Error::os(format!("remove {}", inventory.display()), e));
+            }
+            _ => {}
+        }
         let file = OpenOptions::new()
             .write(true)
             .create(true)
