@@ -38,7 +38,12 @@ fn the_version_is_printed_where_callers_look_for_it() {
 #[test]
 fn help_goes_to_standard_output_and_succeeds() {
     let scratch = Scratch::new("face-help");
-    for args in [&["--help"][..], &["dump", "-h", "--nonsense"]] {
+    for args in [
+        &["--help"][..],
+        &["dump", "-h", "--nonsense"],
+        &["--hel"],
+        &["-dh"],
+    ] {
         let out = criu_line(&scratch, args);
         assert!(out.status.success());
         assert!(text(&out.stdout).contains("criu dump -t PID"));

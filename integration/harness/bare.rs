@@ -158,7 +158,6 @@ fn dump(pid: i32, dir: &Path) -> Result<()> {
     let options = Dump {
         common: Common::default(),
         pid: HostPid(pid),
-        freeze_cgroup: None,
         lazy: false,
         list_later: false,
     };

@@ -10,8 +10,6 @@ pub use crate::objects::cgroup::Mode as CgroupMode;
 /// What dump and restore have in common.
 #[derive(Debug, Default)]
 pub struct Common {
-    /// `--tcp-established`.
-    pub tcp_established: bool,
     /// `--ext-unix-sk`.
     pub ext_unix_sk: bool,
     /// `--shell-job`: session and terminal may lie outside the tree.
@@ -43,8 +41,6 @@ pub struct Dump {
     pub common: Common,
     /// The root of the tree.
     pub pid: HostPid,
-    /// `--freeze-cgroup`: the cgroup directory whose tasks are the tree.
-    pub freeze_cgroup: Option<PathBuf>,
     /// `--lazy-pages`: pages stay in the tasks.
     pub lazy: bool,
     /// Which pages exist, of those that may stay in the tasks, is looked up after

@@ -54,7 +54,7 @@ Moves a running runc container to the host where `dunlin receive` listens.
                        here (30)
   --action-script FILE run at pre-dump and network-lock, and at network-unlock if
                        the container goes on here after all
-  --tcp-established, --file-locks, --ext-unix-sk
+  --file-locks, --ext-unix-sk
                        carry these too; the receiver must say so as well
   --root DIR           runc's (/run/runc)
   --state DIR          where the journal lies (/run/dunlin)
@@ -78,7 +78,7 @@ Waits for one container, puts it into DIR/ID, and lets runc run it.
   --host-namespace SORT
                        it may live in this host's: pid, network, ipc, uts, mount
   --action-script FILE run at network-unlock and post-resume, when it runs
-  --tcp-established, --file-locks, --ext-unix-sk
+  --file-locks, --ext-unix-sk
                        take these too
   --root DIR           runc's (/run/runc)
   --state DIR          where the journal lies (/run/dunlin)

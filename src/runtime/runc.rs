@@ -197,7 +197,6 @@ impl Container {
         Ok(Dump {
             common,
             pid: self.init(),
-            freeze_cgroup: None,
             lazy: true,
             list_later: false,
         })

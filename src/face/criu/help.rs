@@ -34,11 +34,9 @@ What is around the tree:
   -r, --root DIR            its root file system
       --external RESOURCE, -M, --ext-mount-map KEY:VALUE, --skip-mnt PATH
       --empty-ns net        the network namespace comes back empty
-      --manage-cgroups[=MODE], --cgroup-root [CONTROLLER:]PATH,
-      --freeze-cgroup PATH
+      --manage-cgroups[=MODE], --cgroup-root [CONTROLLER:]PATH
   -j, --shell-job           session and terminal lie outside
   -l, --file-locks          nobody else uses its file locks
-      --tcp-established     keep its connections
       --action-script FILE  run at each stage
 
 Lazy memory:

@@ -13,7 +13,6 @@ const NEWNET: u64 = 0x4000_0000;
 
 fn common(typed: &Typed) -> Result<Common> {
     Ok(Common {
-        tcp_established: typed.tcp_established,
         ext_unix_sk: typed.ext_unix_sk,
         shell_job: typed.shell_job,
         file_locks: typed.file_locks,
@@ -67,7 +66,6 @@ pub(crate) fn dump(typed: &Typed) -> Result<Dump> {
     Ok(Dump {
         common: common(typed)?,
         pid: HostPid(pid),
-        freeze_cgroup: typed.freeze_cgroup.as_ref().map(PathBuf::from),
         lazy: typed.lazy_pages,
         list_later: false,
     })

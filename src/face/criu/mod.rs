@@ -57,6 +57,10 @@ pub(crate) fn main(args: &[String]) -> Result<(), Failure> {
         }
         operands = found;
     }
+    // As an abbreviation, or in a file.
+    if typed.help {
+        return Ok(out::print(help::TEXT)?);
+    }
     if typed.version {
         let (major, minor) = VERSION;
         let own = env!("CARGO_PKG_VERSION");

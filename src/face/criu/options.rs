@@ -174,7 +174,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     flag(
         "tcp-established",
-        Honoured(|t, y, _| on(&mut t.tcp_established, y)),
+        NoEffect("connections are not carried yet: one that stands is refused by name"),
     ),
     long(
         "close",
@@ -313,7 +313,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     long(
         "freeze-cgroup",
         Value,
-        Honoured(|t, _, v| text(&mut t.freeze_cgroup, v)),
+        NoEffect("the tasks of the tree are stopped one by one"),
     ),
     long(
         "ghost-limit",
@@ -349,17 +349,11 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Honoured(|t, _, _| on(&mut t.lazy_pages, true)),
     ),
     flag("extra", Honoured(|t, y, _| on(&mut t.check_extra, y))),
-    flag(
-        "experimental",
-        Honoured(|t, y, _| on(&mut t.check_experimental, y)),
-    ),
+    flag("experimental", NoEffect("no feature is experimental")),
     long(
         "all",
         Nothing,
-        Honoured(|t, _, _| {
-            t.check_extra = true;
-            on(&mut t.check_experimental, true)
-        }),
+        Honoured(|t, _, _| on(&mut t.check_extra, true)),
     ),
     long("cgroup-props", Value, Refused(CGROUP_PROPS)),
     long("cgroup-props-file", Value, Refused(CGROUP_PROPS)),

@@ -32,7 +32,6 @@ pub(crate) fn overlay(typed: &mut Typed, request: &CriuOpts) -> Result<()> {
     }
     for (slot, value) in [
         (&mut typed.root, &request.root),
-        (&mut typed.freeze_cgroup, &request.freeze_cgroup),
         (&mut typed.log_file, &request.log_file),
     ] {
         if value.is_some() {
@@ -129,7 +128,6 @@ fn flags(typed: &mut Typed, request: &CriuOpts) -> Result<()> {
     }
     typed.ext_unix_sk = request.ext_unix_sk.unwrap_or(typed.ext_unix_sk);
     typed.lazy_pages = request.lazy_pages.unwrap_or(typed.lazy_pages);
-    typed.log_to_stderr = request.log_to_stderr.unwrap_or(typed.log_to_stderr);
     Ok(())
 }
 
@@ -138,6 +136,7 @@ fn refusable(typed: &mut Typed, request: &CriuOpts) -> Result<()> {
     for (name, value) in [
         ("prev-images-dir", &request.parent_img),
         ("lsm-profile", &request.lsm_profile),
+        ("freeze-cgroup", &request.freeze_cgroup),
         ("lsm-mount-context", &request.lsm_mount_context),
         ("cgroup-props", &request.cgroup_props),
         ("cgroup-props-file", &request.cgroup_props_file),
@@ -275,10 +274,10 @@ mod tests {
     fn a_request_overrides_the_configuration_file() {
         let mut typed = Typed::default();
         typed
-            .read(&["--tcp-established".into(), "--root=/other".into()])
+            .read(&["--file-locks".into(), "--root=/other".into()])
             .unwrap();
         overlay(&mut typed, &runc_dump()).unwrap();
-        assert!(!typed.tcp_established);
+        assert!(!typed.file_locks);
         assert_eq!(typed.root.as_deref(), Some("/bundle/rootfs"));
     }
 

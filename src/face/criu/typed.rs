@@ -29,7 +29,6 @@ pub(crate) struct Typed {
     pub(crate) images_dir: Option<String>,
     pub(crate) work_dir: Option<String>,
     pub(crate) log_file: Option<String>,
-    pub(crate) log_to_stderr: bool,
     pub(crate) verbosity: Option<u32>,
     pub(crate) display_stats: bool,
     pub(crate) pidfile: Option<String>,
@@ -38,7 +37,6 @@ pub(crate) struct Typed {
     pub(crate) close: Vec<i32>,
     pub(crate) exec_cmd: bool,
     pub(crate) root: Option<String>,
-    pub(crate) tcp_established: bool,
     pub(crate) ext_unix_sk: bool,
     pub(crate) shell_job: bool,
     pub(crate) file_locks: bool,
@@ -49,7 +47,6 @@ pub(crate) struct Typed {
     pub(crate) manage_cgroups: Option<String>,
     pub(crate) cgroup_root: Vec<(Option<String>, String)>,
     pub(crate) empty_net: bool,
-    pub(crate) freeze_cgroup: Option<String>,
     pub(crate) inherit_fd: Vec<(String, i32)>,
     pub(crate) join_ns: Vec<(String, String, Option<String>)>,
     pub(crate) lazy_pages: bool,
@@ -58,7 +55,6 @@ pub(crate) struct Typed {
     pub(crate) port: Option<u16>,
     pub(crate) features: Vec<String>,
     pub(crate) check_extra: bool,
-    pub(crate) check_experimental: bool,
     pub(crate) help: bool,
     pub(crate) version: bool,
     /// Accepted options that change nothing here, with the reason, for the log.
@@ -177,7 +173,7 @@ mod tests {
         assert_eq!(typed.log_file.as_deref(), Some("dump.log"));
         assert_eq!(typed.verbosity, Some(4));
         assert_eq!(typed.afterwards, Afterwards::Running);
-        assert!(typed.tcp_established && typed.shell_job && typed.file_locks && typed.empty_net);
+        assert!(typed.shell_job && typed.file_locks && typed.empty_net);
         assert_eq!(typed.manage_cgroups.as_deref(), Some("ignore"));
         assert_eq!(typed.ext_mnt, [("/a".into(), "b".into())]);
         assert_eq!(typed.external, ["mnt[/x]:y"]);

@@ -135,15 +135,13 @@ impl Shared {
 /// What may be carried beside the default: asked of both ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Carried {
-    pub(super) tcp_established: bool,
     pub(super) file_locks: bool,
     pub(super) ext_unix_sk: bool,
 }
 
 impl Carried {
-    fn by_name(&mut self) -> [(&'static str, &mut bool); 3] {
+    fn by_name(&mut self) -> [(&'static str, &mut bool); 2] {
         [
-            ("tcp-established", &mut self.tcp_established),
             ("file-locks", &mut self.file_locks),
             ("ext-unix-sk", &mut self.ext_unix_sk),
         ]
@@ -445,11 +443,11 @@ mod tests {
     #[test]
     fn what_may_be_carried_is_asked_of_both_ends_in_the_same_words() {
         let r = receive(&words(
-            "--listen 127.0.0.1:0 --dir /x --tcp-established --ext-unix-sk --patience 7",
+            "--listen 127.0.0.1:0 --dir /x --file-locks --ext-unix-sk --patience 7",
         ))
         .unwrap();
         let told = r.session.carried.for_runc();
-        assert_eq!(told, ["--tcp-established", "--ext-unix-sk"]);
+        assert_eq!(told, ["--file-locks", "--ext-unix-sk"]);
         assert_eq!(r.session.patience, Duration::from_secs(7));
         let e = said(receive(&words("--listen 127.0.0.1:0 --dir /x --pause-at held")).unwrap_err());
         assert!(e.contains("rebuilt"), "{e}");

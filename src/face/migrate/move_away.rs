@@ -29,7 +29,6 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     };
     let mut container = RuncContainer::load(&session.shared.runc_root, &m.id, &session.scripts)?;
     let common = &mut container.options().common;
-    common.tcp_established = session.carried.tcp_established;
     common.file_locks = session.carried.file_locks;
     common.ext_unix_sk = session.carried.ext_unix_sk;
     let rt = migrate::runtime()?;
