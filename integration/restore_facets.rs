@@ -8,9 +8,8 @@ mod harness;
 use harness::*;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,11 +51,15 @@ fn dump(criu: &Path, by: &[&str], pid: Pid, images: &Path) {
 }
 
 fn restore(images: &Path) {
+    must(&mut restoring(images));
+}
+
+fn restoring(images: &Path) -> Command {
     let mut command = Command::new(dunlin());
     command
         .args(["criu", "restore", "-v4", "-o", "restore.log", "-d", "-D"])
         .arg(images);
-    must(&mut command);
+    command
 }
 
 fn comes_back(scratch: &Scratch, facet: &str, criu: &Path, by: &[&str]) {
@@ -74,19 +77,13 @@ impl Drop for Tasks {
     }
 }
 
-/// The numbers of a killed tree are free until it is restored: no other restore of
-/// this file may take one of them for a helper meanwhile.
-static NUMBERS: Mutex<()> = Mutex::new(());
-
 fn program_comes_back(scratch: &Scratch, program: &Path, facet: &str, criu: &Path, by: &[&str]) {
     let held = Held::start(scratch, &[], program, facet);
     let images = scratch.dir(format!("{facet}.img"));
     let tasks = Tasks(descendants(held.pid.as_raw()));
-    let numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     dump(criu, by, held.pid, &images);
     Held::are_gone(&tasks.0);
     restore(&images);
-    drop(numbers);
     held.is_asked();
 }
 
@@ -142,6 +139,82 @@ fn sessions_and_groups_outlive_their_leaders() {
     }
 }
 
+/// Numbers of trees that were made one after the other are mixed, and those of the
+/// killed ones are free until their restores get to them.
+#[test]
+fn restores_at_once_in_one_pid_namespace_do_not_take_each_others_numbers() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let program = compile("orphans", ORPHANS);
+    for round in 0..20 {
+        let scratch = Scratch::new("restores-at-once");
+        let names = ["one", "two", "three"];
+        let held = names.map(|name| Held::start(&scratch, &[], &program, name));
+        let tasks = Tasks(
+            held.iter()
+                .flat_map(|h| descendants(h.pid.as_raw()))
+                .collect(),
+        );
+        for h in &held {
+            dump(&dunlin(), &["criu"], h.pid, &images_of(&scratch, h));
+        }
+        Held::are_gone(&tasks.0);
+        let restores = held.each_ref().map(|h| {
+            let mut command = restoring(&images_of(&scratch, h));
+            command.spawn().expect("start a restore")
+        });
+        for mut restore in restores {
+            let status = restore.wait().expect("wait for a restore");
+            assert!(status.success(), "round {round}: {status}");
+        }
+        for h in &held {
+            h.is_asked();
+        }
+    }
+}
+
+fn images_of(scratch: &Scratch, held: &Held) -> PathBuf {
+    scratch.dir(format!("{}.img", held.pid))
+}
+
+/// The kernel gives the next numbers behind the last one: here to helpers, and all
+/// are needed by tasks that are made later.
+#[test]
+fn a_helper_that_gets_a_number_that_is_needed_later_gives_way() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("restore-numbers");
+    // Nothing is forked while the tree grows, so that its numbers have no gaps. Each
+    // /bin/true lets the shell, which is process 1, wait for orphans too.
+    let script = r#"
+        setsid "$2" </dev/null >out 2>&1 & root=$!
+        until read ready <out; do :; done
+        tree=$(echo /proc/[0-9]*)
+        "$1" criu dump -t $root -D . -o dump.log || exit
+        for task in $tree; do
+            until [ $task = /proc/1 ] || [ ! -e $task ]; do /bin/true; done
+        done
+        ( echo $((root - 1)) > /proc/sys/kernel/ns_last_pid
+          exec "$1" criu restore -d -D . -o restore.log ) || exit
+        kill -USR1 $root
+        until { read ready; read told; } <out; do :; done
+        [ "$told" = right ]"#;
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "-p",
+            "-f",
+            "--mount-proc",
+            "--kill-child",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
+        .args([dunlin(), compile("orphans", ORPHANS)])
+        .current_dir(scratch.dir("images"));
+    must(&mut command);
+}
+
 #[test]
 fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
     needs!(root, gcc);
@@ -150,7 +223,6 @@ fn a_restore_that_fails_leaves_nothing_and_can_be_tried_again() {
     let held = Held::start(&scratch, &[], &sample("state"), "family");
     let images = scratch.dir("images");
     let pids = descendants(held.pid.as_raw());
-    let _numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
     dump(&dunlin(), &["criu"], held.pid, &images);
     Held::are_gone(&pids);
 

@@ -60,8 +60,8 @@ pub(super) struct Build<'a> {
     lazy: bool,
     live: BTreeMap<NsPid, Live>,
     made: Made,
-    /// Helpers that got another id than the plan gave them.
-    aliases: BTreeMap<NsPid, NsPid>,
+    /// The numbers that the kernel chose for helpers, by what the plan calls them.
+    numbers: BTreeMap<NsPid, NsPid>,
     /// The number under which tasks hold the pidfd of this process.
     service: RawFd,
     /// Free in every task: the loop, then room to park the vDSO.
@@ -77,9 +77,8 @@ pub(super) struct Build<'a> {
 
 impl Build<'_> {
     fn live(&mut self, pid: NsPid) -> Result<&mut Live> {
-        let real = self.aliases.get(&pid).copied().unwrap_or(pid);
         self.live
-            .get_mut(&real)
+            .get_mut(&pid)
             .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))
     }
     /// A task as the host sees it.
@@ -98,14 +97,23 @@ impl Build<'_> {
     }
 }
 
-/// Everything that was made, and dies with this value.
+/// Everything that was made, parents before children, and dies with this value.
 #[derive(Debug, Default)]
 struct Made(Vec<HostPid>);
 
+impl Made {
+    /// It is dead, and its number may be another's soon.
+    fn forget(&mut self, pid: HostPid) {
+        self.0.retain(|made| *made != pid);
+    }
+}
+
 impl Drop for Made {
     fn drop(&mut self) {
-        for pid in &self.0 {
-            // gone already is fine
+        // parents last: as long as they stand, no number of a dead child is free for
+        // somebody else
+        for pid in self.0.iter().rev() {
+            // dead already is fine
             let _ = kill(Pid::from_raw(pid.0), Signal::SIGKILL);
         }
         reap_all(&self.0);

@@ -93,7 +93,7 @@ impl<'a> Build<'a> {
             lazy,
             live: BTreeMap::new(),
             made: Made(vec![host]),
-            aliases: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             service,
             hole,
             shared: BTreeMap::new(),

@@ -14,9 +14,6 @@ use crate::sys::pidfd;
 use crate::sys::ptrace::{Seized, Waited};
 use crate::sys::steer::{Arg, Batch, Steered};
 
-/// How often another id is tried for a helper whose id is taken.
-const TRIES: i32 = 200;
-
 impl Build<'_> {
     /// Makes all tasks, without memory and descriptors.
     ///
@@ -49,18 +46,14 @@ impl Build<'_> {
                 libc::SYS_prctl,
                 &[libc::PR_SET_CHILD_SUBREAPER.into(), i32::from(on).into()],
             ),
-            TreeStep::Leave(pid) => self.exit(pid, 0),
+            TreeStep::Leave(pid) => {
+                let helper = self.taken_out(pid)?;
+                self.quit(helper, 0)
+            }
             TreeStep::Die(pid) => self.die(pid),
             TreeStep::Reap { parent, child } => {
-                let real = self.aliases.get(&child).copied().unwrap_or(child);
-                let mut b = Batch::new();
-                // a parent that ignores SIGCHLD has none to wait for
-                b.try_call(
-                    "wait4",
-                    libc::SYS_wait4,
-                    &[real.0.into(), 0u64.into(), 0.into(), 0u64.into()],
-                );
-                self.live(parent)?.leader.run(&b).map(drop)
+                let number = self.numbers.get(&child).copied().unwrap_or(child);
+                self.wait_for(parent, number)
             }
         }
     }
@@ -72,78 +65,80 @@ impl Build<'_> {
     }
 
     fn fork(&mut self, parent: NsPid, child: NsPid) -> Result<()> {
-        let flags = self.shared_with_parent(parent, child)?;
         self.before_fork(parent, child)?;
-        let any_id = self.plan.tree.helpers.contains(&child)
-            && !self
-                .plan
-                .members
-                .iter()
-                .any(|m| m.sid == child || m.pgid == child);
-        let mut id = child;
-        for _ in 0..TRIES {
-            match self.fork_as(parent, id, flags) {
-                Err(e) if any_id && e.raw_os_error() == Some(libc::EEXIST) => {
-                    id = self.next_free(id)?;
-                }
-                Err(e) => return Err(e),
-                Ok(live) => {
-                    if id != child {
-                        self.aliases.insert(child, id);
-                    }
-                    self.live.insert(id, live);
-                    return self.after_fork(parent, child);
-                }
+        let live = if self.plan.tree.unnumbered.contains(&child) {
+            let (number, live) = self.fork_unneeded(parent)?;
+            tracing::debug!("helper {child} has number {number}");
+            self.numbers.insert(child, number);
+            live
+        } else {
+            let flags = self.shared_with_parent(parent, child)?;
+            self.fork_as(parent, Some(child), flags)?.1
+        };
+        self.live.insert(child, live);
+        self.after_fork(parent, child)
+    }
+
+    /// Forks a helper under a number that nobody needs. The kernel chooses it: any
+    /// that looked free to us may be the one that another restore in this pid
+    /// namespace is about to take. What it chooses may be one that this tree needs
+    /// later: then that child holds the number, so that the next one gets another,
+    /// and goes when one fits.
+    fn fork_unneeded(&mut self, parent: NsPid) -> Result<(NsPid, Live)> {
+        let needed = self.plan.ids();
+        let mut holding = Vec::new();
+        let fits = loop {
+            let (number, live) = self.fork_as(parent, None, 0)?;
+            if !needed.contains(&number) {
+                break (number, live);
             }
+            holding.push((number, live));
+        };
+        for (number, live) in holding {
+            self.quit(live, 0)?;
+            self.wait_for(parent, number)?;
         }
-        Err(Error::errno("find a free id for a helper", libc::EAGAIN))
+        Ok(fits)
     }
 
-    /// The next id that no task of the plan needs.
-    fn next_free(&self, after: NsPid) -> Result<NsPid> {
-        let ids = self.plan.ids();
-        (1..i32::MAX)
-            .filter_map(|n| after.0.checked_add(n))
-            .map(NsPid)
-            .find(|id| {
-                !ids.contains(id)
-                    && !self.live.contains_key(id)
-                    && !self
-                        .plan
-                        .members
-                        .iter()
-                        .any(|m| m.sid == *id || m.pgid == *id)
-            })
-            .ok_or_else(|| Error::errno("find a free id for a helper", libc::EAGAIN))
-    }
-
-    fn fork_as(&mut self, parent: NsPid, id: NsPid, flags: u64) -> Result<Live> {
+    /// Forks a child under this number, or under one that the kernel chooses;
+    /// returns it, as the parent sees it.
+    fn fork_as(
+        &mut self,
+        parent: NsPid,
+        number: Option<NsPid>,
+        flags: u64,
+    ) -> Result<(NsPid, Live)> {
         let live = self.live(parent)?;
         let vdso = live.vdso.clone();
         let mut b = Batch::new();
-        let tids = b.bytes(&u64::from(id.0.unsigned_abs()).to_le_bytes());
-        let args = args_bytes(flags, libc::SIGCHLD, 0, 1);
+        let args = args_bytes(flags, libc::SIGCHLD, 0, usize::from(number.is_some()));
         let args_len = args.len();
         let args = b.bytes(&args);
-        b.patch(args, SET_TID_AT, Arg::Buf(tids));
-        b.call("clone3", libc::SYS_clone3, &[args.into(), args_len.into()]);
-        let made = live.leader.run(&b)?.made;
-        let [host] = made[..] else {
+        if let Some(number) = number {
+            let tids = b.bytes(&u64::from(number.0.unsigned_abs()).to_le_bytes());
+            b.patch(args, SET_TID_AT, Arg::Buf(tids));
+        }
+        let clone3 = b.call("clone3", libc::SYS_clone3, &[args.into(), args_len.into()]);
+        let told = live.leader.run(&b)?;
+        let ([host], Ok(number)) = (&told.made[..], i32::try_from(told.ret(clone3))) else {
             return Err(Error::bug(
-                format!("fork task {id}"),
-                format!("{} tasks were made", made.len()),
+                format!("task {parent} forks"),
+                format!("{} tasks were made", told.made.len()),
             ));
         };
+        let host = *host;
         self.made.0.push(host);
         let stopped = first_stop(host)?;
         let live = self.live(parent)?;
         let leader = Steered::inherited(stopped, &live.leader)?;
-        Ok(Live {
+        let live = Live {
             host,
             leader,
             threads: Vec::new(),
             vdso,
-        })
+        };
+        Ok((NsPid(number), live))
     }
 
     /// `CLONE_FILES` and `CLONE_FS` where the image says that a child shares
@@ -165,19 +160,40 @@ impl Build<'_> {
         Ok(flags)
     }
 
-    fn exit(&mut self, pid: NsPid, code: i32) -> Result<()> {
-        let real = self.aliases.get(&pid).copied().unwrap_or(pid);
-        let mut live = self
-            .live
-            .remove(&real)
-            .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))?;
+    /// Takes a task out of those that live.
+    fn taken_out(&mut self, pid: NsPid) -> Result<Live> {
+        self.live
+            .remove(&pid)
+            .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))
+    }
+
+    /// It exits; it is a zombie until its parent waits for it.
+    fn quit(&mut self, mut live: Live, code: i32) -> Result<()> {
         let mut b = Batch::new();
         b.call("exit_group", libc::SYS_exit_group, &[code.into()]);
         match live.leader.run(&b) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                self.made.forget(live.host);
+                Ok(())
+            }
             Err(e) => Err(e),
-            Ok(_) => Err(Error::bug(format!("task {pid}"), "survived its exit")),
+            Ok(_) => Err(Error::bug(
+                format!("task {}", live.host),
+                "survived its exit",
+            )),
         }
+    }
+
+    /// `parent` waits for its dead child of this number.
+    fn wait_for(&mut self, parent: NsPid, number: NsPid) -> Result<()> {
+        let mut b = Batch::new();
+        // a parent that ignores SIGCHLD has none to wait for
+        b.try_call(
+            "wait4",
+            libc::SYS_wait4,
+            &[number.0.into(), 0u64.into(), 0.into(), 0u64.into()],
+        );
+        self.live(parent)?.leader.run(&b).map(drop)
     }
 
     /// A task of the plan becomes the zombie that it was.
@@ -191,7 +207,8 @@ impl Build<'_> {
         let signal = status & 0x7f;
         if signal == 0 {
             self.live(pid)?.leader.run(&b)?;
-            return self.exit(pid, (status >> 8) & 0xff);
+            let dying = self.taken_out(pid)?;
+            return self.quit(dying, (status >> 8) & 0xff);
         }
         if signal != libc::SIGKILL && signal != libc::SIGSTOP {
             let default = b.buffer(32);
@@ -213,10 +230,7 @@ impl Build<'_> {
             );
         }
         self.live(pid)?.leader.run(&b)?;
-        let mut live = self
-            .live
-            .remove(&pid)
-            .ok_or_else(|| Error::bug("restore", format!("task {pid} was not made")))?;
+        let mut live = self.taken_out(pid)?;
         let handle = pidfd::open(live.host)?;
         if signal == libc::SIGKILL {
             kill(Pid::from_raw(live.host.0), Signal::SIGKILL)

@@ -136,16 +136,13 @@ impl Plan {
             .ok_or_else(|| Error::bug("plan", format!("has no task {pid}")))
     }
 
-    /// Every pid and tid that is spoken for.
+    /// Every number that the tree needs: of tasks, threads, groups and sessions.
     pub fn ids(&self) -> BTreeSet<NsPid> {
-        self.tasks
-            .values()
-            .flat_map(|t| {
-                t.body
-                    .iter()
-                    .flat_map(|b| b.threads.iter().map(|t| t.tid))
-                    .chain([t.pid])
-            })
+        let bodies = self.tasks.values().filter_map(|t| t.body.as_ref());
+        let threads = bodies.flat_map(|b| b.threads.iter().map(|t| t.tid));
+        let members = self.members.iter();
+        threads
+            .chain(members.flat_map(|m| [m.pid, m.pgid, m.sid]))
             .collect()
     }
 

@@ -96,13 +96,15 @@ pub struct Tree {
     pub root: NsPid,
     /// What to do, in order; the root exists before.
     pub steps: Vec<TreeStep>,
-    /// Helpers, which exist only meanwhile. Those that stand in for a dead
-    /// leader need their number, the others only need some free one.
-    pub helpers: BTreeSet<NsPid>,
+    /// Helpers that need no number of their own: what they are called in `steps`
+    /// is above all numbers that anybody needs, and only a name. Those that stand
+    /// in for a dead leader are not among them.
+    pub unnumbered: BTreeSet<NsPid>,
 }
 
 /// Plans a tree whose root starts in session `outer.0` and group `outer.1`,
-/// which lie outside. `taken` are ids that helpers must not use (threads).
+/// which lie outside. `taken`: threads, whose ids no helper
+/// is called by.
 ///
 /// # Errors
 /// If the records contradict each other, or the tree is one that cannot be
@@ -121,7 +123,7 @@ pub fn plan(members: &[Member], outer: (NsPid, NsPid), taken: &BTreeSet<NsPid>) 
     Ok(Tree {
         root: p.root,
         steps: p.steps,
-        helpers: p.helpers,
+        unnumbered: p.unnumbered,
     })
 }
 
@@ -149,9 +151,8 @@ struct Planner {
     adoptions: Adoptions,
     /// (adopter, helper, the helper's parent), in order of making.
     leaving: Vec<(Option<NsPid>, NsPid, NsPid)>,
-    helpers: BTreeSet<NsPid>,
-    taken: BTreeSet<NsPid>,
-    next_free: i32,
+    unnumbered: BTreeSet<NsPid>,
+    next_name: i32,
     world: World,
     steps: Vec<TreeStep>,
 }
@@ -191,11 +192,9 @@ impl Planner {
         if order.len() != want.len() {
             return Err(wrong("parents form a ring".to_owned()));
         }
-        let mut all: BTreeSet<NsPid> = taken.clone();
-        for m in members {
-            all.extend([m.pid, m.pgid, m.sid]);
-        }
-        let next_free = all.last().map_or(2, |p| p.0.saturating_add(1));
+        let ids = members.iter().flat_map(|m| [m.pid, m.pgid, m.sid]);
+        let highest = ids.chain(taken.last().copied()).max();
+        let next_name = highest.map_or(2, |p| p.0.saturating_add(1));
         Ok(Self {
             root,
             want,
@@ -205,9 +204,8 @@ impl Planner {
             born_in: BTreeMap::from([(root, outer.0)]),
             adoptions: Adoptions::default(),
             leaving: Vec::new(),
-            helpers: BTreeSet::new(),
-            taken: all,
-            next_free,
+            unnumbered: BTreeSet::new(),
+            next_name,
             world: World::new(root, outer.0, outer.1),
             steps: Vec::new(),
         })
@@ -343,11 +341,11 @@ impl Planner {
         Ok(())
     }
 
-    fn free_id(&mut self) -> NsPid {
-        let id = NsPid(self.next_free);
-        self.next_free = self.next_free.saturating_add(1);
-        self.taken.insert(id);
-        id
+    fn name(&mut self) -> NsPid {
+        let name = NsPid(self.next_name);
+        self.next_name = self.next_name.saturating_add(1);
+        self.unnumbered.insert(name);
+        name
     }
 
     fn fork(&mut self, parent: NsPid, child: NsPid) -> Result<()> {
@@ -403,7 +401,6 @@ impl Planner {
                     }
                     for session in self.adoptions.stand_ins.remove(&pid).unwrap_or_default() {
                         self.fork(pid, session)?;
-                        self.helpers.insert(session);
                         self.leaving.push((None, session, pid));
                         self.step(TreeStep::Setsid(session))?;
                         let adopters = self.adoptions.by_session.remove(&session);
@@ -424,9 +421,8 @@ impl Planner {
     ) -> Result<Vec<(NsPid, Vec<NsPid>)>> {
         let mut made = Vec::new();
         for (adopter, kids) in adopters {
-            let helper = self.free_id();
+            let helper = self.name();
             self.fork(provider, helper)?;
-            self.helpers.insert(helper);
             self.leaving.push((Some(adopter), helper, provider));
             made.push((helper, kids));
         }
@@ -462,7 +458,6 @@ impl Planner {
                     )));
                 }
                 self.fork(first.pid, g)?;
-                self.helpers.insert(g);
                 self.leaving.push((None, g, first.pid));
                 self.step(TreeStep::Setpgid { pid: g, pgid: g })?;
             }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -157,6 +157,47 @@ proptest! {
                 );
             }
         }
+    }
+
+    /// Whatever numbers the kernel gives to helpers that need none: it is the same
+    /// tree in the end.
+    #[test]
+    fn helpers_that_need_no_number_may_have_any(acts in acts(), first in 1000..30000, down: bool) {
+        let want = live(&acts).members();
+        let Ok(tree) = plan(&want, OUTER, &BTreeSet::new()) else {
+            return Ok(());
+        };
+        let needed: BTreeSet<NsPid> = want.iter().flat_map(|m| [m.pid, m.pgid, m.sid]).collect();
+        prop_assert!(tree.unnumbered.is_disjoint(&needed));
+        let numbers: BTreeMap<NsPid, NsPid> = tree
+            .unnumbered
+            .iter()
+            .zip(0..)
+            .map(|(name, n)| (*name, NsPid(if down { first - n } else { first + n })))
+            .collect();
+        let real = |pid: NsPid| numbers.get(&pid).copied().unwrap_or(pid);
+        let mut w = World::new(NsPid(1), OUTER.0, OUTER.1);
+        for step in &tree.steps {
+            let step = match *step {
+                TreeStep::Fork { parent, child } => {
+                    let known = needed.contains(&child) || tree.unnumbered.contains(&child);
+                    prop_assert!(known, "{} is nobody", child);
+                    TreeStep::Fork { parent: real(parent), child: real(child) }
+                }
+                TreeStep::Leave(pid) => TreeStep::Leave(real(pid)),
+                TreeStep::Reap { parent, child } => {
+                    TreeStep::Reap { parent: real(parent), child: real(child) }
+                }
+                // these give a number to a session or a group, or are for tasks that stay
+                TreeStep::Setsid(pid) | TreeStep::Setpgid { pid, .. } => {
+                    prop_assert!(!tree.unnumbered.contains(&pid));
+                    *step
+                }
+                TreeStep::Subreaper { .. } | TreeStep::Die(_) => *step,
+            };
+            prop_assert_eq!(w.take(step), Ok(()));
+        }
+        prop_assert_eq!(w.members(), want);
     }
 
     #[test]
