@@ -251,10 +251,7 @@ const ORPHANS: &str = r#"
 #include <sys/wait.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t asked;
 static int out[2];
-
-static void ask(int signal) { asked = 1; }
 
 static void tell_and_sleep(void) {
 	int me = getpid();
@@ -266,7 +263,10 @@ static void tell_and_sleep(void) {
 int main(void) {
 	int pid[5], sid[5], pgid[5];
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	signal(SIGUSR1, ask);
+	sigset_t asked;
+	sigemptyset(&asked);
+	sigaddset(&asked, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &asked, NULL);
 	pipe(out);
 	if (!fork()) {
 		setsid();
@@ -301,8 +301,8 @@ int main(void) {
 	}
 	printf("ready\n");
 	fflush(stdout);
-	while (!asked)
-		pause();
+	while (sigwaitinfo(&asked, NULL) != SIGUSR1)
+		;
 	for (int i = 0; i < 5; i++)
 		if (getsid(pid[i]) != sid[i] || getpgid(pid[i]) != pgid[i]) {
 			printf("wrong session or group of %d\n", pid[i]);
