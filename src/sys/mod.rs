@@ -25,6 +25,7 @@ pub mod mounts;
 pub mod cgroup;
 pub mod shmem;
 pub mod socket;
+pub mod netlink;
 pub mod sock_diag;
 pub mod fdops;
 pub mod inherited;

@@ -3,10 +3,10 @@
 //! One request lists all Unix sockets of a network namespace, about 0.1 ms.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use crate::base::{Error, Result};
+use crate::sys::netlink::{Link, attributes, u32_at};
 use crate::sys::socket::{self, Place};
 
 /// A Unix socket as the kernel lists it.
@@ -33,10 +33,6 @@ pub struct UnixSocket {
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 /// UDIAG_SHOW_NAME | PEER | ICONS | RQLEN
 const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10;
 const UNIX_DIAG_NAME: u16 = 0;
@@ -45,7 +41,7 @@ const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
 const UNIX_DIAG_SHUTDOWN: u16 = 6;
 
-/// Length of nlmsghdr and of unix_diag_msg.
+/// Length of unix_diag_msg.
 const HEADER: usize = 16;
 
 /// All Unix sockets of the network namespace `net` (`None`: ours), by inode.
@@ -55,67 +51,26 @@ const HEADER: usize = 16;
 /// unix_diag; a malformed answer.
 pub fn unix_sockets(net: Option<BorrowedFd<'_>>) -> Result<BTreeMap<u32, UnixSocket>> {
     let place = Place { net, root: None };
-    let link = socket::at_place(place, || {
-        socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
-    })?;
-    request(&link)?;
+    let link = socket::at_place(place, || Link::open(libc::NETLINK_SOCK_DIAG))?;
+    let list = link.list(SOCK_DIAG_BY_FAMILY, &request());
     let mut found = BTreeMap::new();
-    let mut room = vec![0u8; 64 << 10];
-    loop {
-        let n = receive(&link, &mut room)?;
-        if messages(&room[..n], &mut found)? {
-            return Ok(found);
-        }
+    for message in list.map_err(|e| e.within("list Unix sockets"))? {
+        let socket = parse(&message.body).ok_or_else(|| {
+            Error::errno("list Unix sockets: answer of the kernel", libc::EBADMSG)
+        })?;
+        found.insert(socket.inode, socket);
     }
+    Ok(found)
 }
 
-fn request(link: &OwnedFd) -> Result<()> {
-    let mut m = Vec::with_capacity(40);
-    m.extend_from_slice(&40u32.to_ne_bytes());
-    m.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    m.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    m.extend_from_slice(&1u32.to_ne_bytes()); // sequence
-    m.extend_from_slice(&0u32.to_ne_bytes()); // port
-    // unix_diag_req: family, protocol, pad, states, inode, show, cookie
-    m.extend_from_slice(&[1, 0, 0, 0]);
+/// unix_diag_req: family, protocol, pad, states, inode, show, cookie
+fn request() -> Vec<u8> {
+    let mut m = vec![1, 0, 0, 0];
     m.extend_from_slice(&u32::MAX.to_ne_bytes());
     m.extend_from_slice(&0u32.to_ne_bytes());
     m.extend_from_slice(&SHOW.to_ne_bytes());
     m.extend_from_slice(&[0xff; 8]);
-    socket::send(link.as_fd(), &m, &[]).map_err(|e| e.within("list Unix sockets"))
-}
-
-fn receive(link: &OwnedFd, room: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most room.len() bytes into `room`.
-    let n = unsafe { libc::recv(link.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), 0) };
-    usize::try_from(n).map_err(|_| Error::os("list Unix sockets: recv", io::Error::last_os_error()))
-}
-
-fn bad() -> Error {
-    Error::errno("list Unix sockets: answer of the kernel", libc::EBADMSG)
-}
-
-/// Reads the messages of one datagram; true when the list is complete.
-fn messages(mut bytes: &[u8], found: &mut BTreeMap<u32, UnixSocket>) -> Result<bool> {
-    while bytes.len() >= HEADER {
-        let len = usize::try_from(u32_at(bytes, 0).ok_or_else(bad)?).map_err(|_| bad())?;
-        let kind = u16_at(bytes, 4).ok_or_else(bad)?;
-        let message = bytes.get(HEADER..len).ok_or_else(bad)?;
-        match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let errno = u32_at(message, 0).ok_or_else(bad)?.cast_signed();
-                return Err(Error::errno("list Unix sockets", errno.saturating_neg()));
-            }
-            SOCK_DIAG_BY_FAMILY => {
-                let socket = parse(message).ok_or_else(bad)?;
-                found.insert(socket.inode, socket);
-            }
-            _ => {}
-        }
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    Ok(false)
+    m
 }
 
 fn parse(message: &[u8]) -> Option<UnixSocket> {
@@ -125,11 +80,8 @@ fn parse(message: &[u8]) -> Option<UnixSocket> {
         inode: u32_at(message, 4)?,
         ..UnixSocket::default()
     };
-    let mut rest = message.get(HEADER..)?;
-    while rest.len() >= 4 {
-        let len = usize::from(u16_at(rest, 0)?);
-        let value = rest.get(4..len)?;
-        match u16_at(rest, 2)? {
+    for (kind, value) in attributes(message.get(HEADER..)?) {
+        match kind {
             UNIX_DIAG_NAME => socket.name = value.to_vec(),
             UNIX_DIAG_PEER => socket.peer = Some(u32_at(value, 0)?),
             UNIX_DIAG_ICONS => {
@@ -142,24 +94,14 @@ fn parse(message: &[u8]) -> Option<UnixSocket> {
             UNIX_DIAG_SHUTDOWN => socket.shutdown = *value.first()?,
             _ => {}
         }
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
     }
     Some(socket)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let b = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(b.try_into().ok()?))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let b = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_ne_bytes(b.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::os::linux::fs::MetadataExt;
 
     fn inode(fd: &OwnedFd) -> u32 {
@@ -181,11 +123,11 @@ mod tests {
 
     #[test]
     fn a_short_answer_is_an_error_and_no_panic() {
-        for len in 16..48u32 {
-            let mut m = len.to_ne_bytes().to_vec();
-            m.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-            m.resize(20, 1);
-            let _ = messages(&m, &mut BTreeMap::new());
+        for len in 0..HEADER {
+            assert_eq!(parse(&vec![1; len]), None);
+        }
+        for len in HEADER..48 {
+            drop(parse(&vec![1; len]));
         }
     }
 }

@@ -85,6 +85,8 @@ impl Frozen {
         let freezing = self.tree.since.elapsed();
         let began = Instant::now();
         self.check_members(root)?;
+        // before scripts put their locks into the network that is looked at
+        let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         observer.at(Stage::NetworkLock, Some(root))?;
         let processes = self.tree.processes();
         let mapped = processes.iter().map(Mapped::read);
@@ -106,7 +108,7 @@ impl Frozen {
                 });
                 scans.collect::<Result<Vec<_>>>()
             });
-            self.records(opts, &mapped, || {
+            self.records(opts, &spaces, &mapped, || {
                 scan.join()
                     .unwrap_or_else(|_| Err(Error::bug("read page tables", "it panicked")))
             })
@@ -129,12 +131,12 @@ impl Frozen {
     fn records(
         &mut self,
         opts: &options::Dump,
+        spaces: &namespaces::Capture,
         mapped: &[Option<Mapped>],
         scan: impl FnOnce() -> Result<Vec<Option<Scan>>>,
     ) -> Result<(Set, Pages)> {
         let root = self.tree.root()?.pid;
         let mut set = Set::new();
-        let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
         let mut filters = Filters::default();
         let mut pages = pages::Collector::new(opts.list_later);
@@ -145,7 +147,7 @@ impl Frozen {
         let mut shared = process::Sharing::default();
         let mut cx = process::Context {
             set: &mut set,
-            namespaces: &spaces,
+            namespaces: spaces,
             files: &mut files,
             filters: &mut filters,
             pages: &mut pages,
@@ -175,7 +177,7 @@ impl Frozen {
         spaces.capture(&mut set)?;
         cgroups.write(&mut set);
         set.put(Kind::Seccomp, 0, &filters.record());
-        set.put(Kind::Inventory, 0, &inventory(&spaces, &cgroups));
+        set.put(Kind::Inventory, 0, &inventory(spaces, &cgroups));
         Ok((set, pages.finish()?))
     }
 

@@ -7,7 +7,7 @@ use tracing::debug;
 use super::ids::Ids;
 use super::mount::capture::{self as mounts, Declared, Mounts};
 use super::mount::{MountTable, content};
-use super::{external, ipc, time};
+use super::{external, ipc, net, time};
 use crate::base::{Error, HostPid, Result};
 use crate::image::records::{NetnsEntry, TaskKobjIdsEntry, UtsnsEntry};
 use crate::image::{Kind as Image, Set};
@@ -27,7 +27,7 @@ pub struct Policy {
 }
 
 /// What is done about the network namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Net {
     /// It is ours.
     Shared,
@@ -35,6 +35,8 @@ enum Net {
     Empty,
     /// The caller provides it under this key.
     External(String),
+    /// The container's own, with nothing but `lo`.
+    Own(Box<net::Content>),
 }
 
 /// The namespaces of one container, looked at but not yet written.
@@ -65,7 +67,7 @@ impl Capture {
                 "user namespaces are not carried yet",
             ));
         }
-        let net = net(&ids, policy)?;
+        let net = network(root, &ids, policy)?;
         let own_cgroup_ns = ids.is_private(Kind::Cgroup);
         let (mounts, table) = if ids.is_private(Kind::Mnt) {
             let declared = Declared {
@@ -129,12 +131,16 @@ impl Capture {
                 &ipc::capture(root)?,
             );
         }
-        if let Net::External(key) = &self.net {
-            let entry = NetnsEntry {
-                ext_key: Some(key.clone()),
-                ..NetnsEntry::default()
-            };
-            set.put(Image::Netns, self.ids.root_id(Kind::Net), &entry);
+        match &self.net {
+            Net::Shared | Net::Empty => {}
+            Net::External(key) => {
+                let entry = NetnsEntry {
+                    ext_key: Some(key.clone()),
+                    ..NetnsEntry::default()
+                };
+                set.put(Image::Netns, self.ids.root_id(Kind::Net), &entry);
+            }
+            Net::Own(content) => net::write(content, self.ids.root_id(Kind::Net), set)?,
         }
         if let Some(mounts) = &self.mounts {
             mounts::write(mounts, self.ids.root_id(Kind::Mnt), set);
@@ -147,12 +153,12 @@ impl Capture {
             0
         };
         set.put(Image::Timens, time, &time::capture(root)?);
-        debug!(net = ?self.net, mounts = self.table.mounts().len(), "namespaces captured");
+        debug!(mounts = self.table.mounts().len(), "namespaces captured");
         Ok(())
     }
 }
 
-fn net(ids: &Ids, policy: &Policy) -> Result<Net> {
+fn network(root: HostPid, ids: &Ids, policy: &Policy) -> Result<Net> {
     if !ids.is_private(Kind::Net) {
         return Ok(Net::Shared);
     }
@@ -163,8 +169,11 @@ fn net(ids: &Ids, policy: &Policy) -> Result<Net> {
     if policy.empty_ns & Kind::Net.flag() != 0 {
         return Ok(Net::Empty);
     }
-    Err(Error::refused(
-        format!("network namespace {inode}"),
-        "links and addresses are not carried: declare it external (net[INODE]:KEY) or empty (--empty-ns net)",
-    ))
+    let content = net::capture(root).map_err(|e| {
+        e.within(format!(
+            "network namespace {inode}, which is neither external (net[INODE]:KEY) nor empty (--empty-ns net)"
+        ))
+    })?;
+    debug!("network namespace {inode} has nothing but lo");
+    Ok(Net::Own(Box::new(content)))
 }

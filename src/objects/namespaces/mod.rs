@@ -11,6 +11,7 @@ mod external;
 pub mod ids;
 mod ipc;
 mod mount;
+mod net;
 mod rebuild;
 mod time;
 

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::ids::slot;
 use super::mount::rebuild as mounts;
-use super::{external, ipc, time};
+use super::{external, ipc, net, time};
 use crate::base::{Error, Result, ResultExt};
 use crate::image::records::{
     CgroupEntry, CoreEntry, InventoryEntry, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry,
@@ -54,6 +54,7 @@ pub struct Plan {
     private: Vec<Kind>,
     join: Vec<(Kind, OwnedFd)>,
     uts: Option<UtsnsEntry>,
+    net: Option<net::Content>,
     ipc: Option<IpcVarEntry>,
     time: Option<TimensEntry>,
     mounts: Option<mounts::Plan>,
@@ -86,29 +87,17 @@ impl Plan {
         }
 
         let mut join = joined(&policy.join_ns)?;
-        let joins = |join: &[(Kind, OwnedFd)], k| join.iter().any(|(j, _)| *j == k);
-        if has(Kind::Net) && !joins(&join, Kind::Net) {
-            let entry: Option<NetnsEntry> = set.get(Image::Netns, id(Kind::Net))?;
-            if let Some(key) = entry.as_ref().and_then(|e| e.ext_key.as_ref()) {
-                let (_, fd) = policy
-                    .inherit
-                    .iter()
-                    .find(|(k, _)| k == key)
-                    .ok_or_else(|| {
-                        Error::caller(
-                            "external network namespace",
-                            format!("no descriptor is inherited under its key {key}"),
-                        )
-                    })?;
-                let fd = fd
-                    .try_clone_to_owned()
-                    .context(|| format!("duplicate {key}"))?;
-                join.push((Kind::Net, fd));
-            } else if entry.is_some() && policy.empty_ns & Kind::Net.flag() == 0 {
-                return Err(Error::refused(
-                    Image::Netns.file_name(id(Kind::Net)),
-                    "links and addresses of a network namespace are not carried; --empty-ns net leaves them out",
-                ));
+        let joins_net = join.iter().any(|(k, _)| *k == Kind::Net);
+        let mut net = None;
+        if has(Kind::Net) && !joins_net {
+            match set.get::<NetnsEntry>(Image::Netns, id(Kind::Net))? {
+                Some(NetnsEntry {
+                    ext_key: Some(key), ..
+                }) => join.push((Kind::Net, provided(&key, policy)?)),
+                Some(settings) if policy.empty_ns & Kind::Net.flag() == 0 => {
+                    net = Some(net::read(set, id(Kind::Net), settings)?);
+                }
+                Some(_) | None => {}
             }
         }
 
@@ -166,6 +155,7 @@ impl Plan {
             private,
             join,
             uts,
+            net,
             ipc,
             time,
             mounts,
@@ -221,6 +211,9 @@ impl Plan {
         if let Some(uts) = &self.uts {
             ns::set_uts_names(&uts.nodename, &uts.domainname)?;
         }
+        if let Some(net) = &self.net {
+            net::rebuild(net)?;
+        }
         if let Some(ipc) = &self.ipc {
             ipc::rebuild(ipc)?;
         }
@@ -238,6 +231,19 @@ impl Plan {
         debug!(private = ?self.private, "namespaces made");
         Ok(masters)
     }
+}
+
+/// The network namespace that the caller provides under `key`.
+fn provided(key: &str, policy: &Policy<'_>) -> Result<OwnedFd> {
+    let given = policy.inherit.iter().find(|(k, _)| k == key);
+    let (_, fd) = given.ok_or_else(|| {
+        Error::caller(
+            "external network namespace",
+            format!("no descriptor is inherited under its key {key}"),
+        )
+    })?;
+    fd.try_clone_to_owned()
+        .context(|| format!("duplicate {key}"))
 }
 
 /// Refuses an image that holds System V objects of a kind.
