@@ -93,13 +93,15 @@ impl Set {
     /// Nothing is synced: the order of the renames is what makes it whole or not
     /// when we are interrupted, the sums of the manifest after a power failure.
     ///
-    /// Errors: the set has no inventory; a call failed, then there is no image in
-    /// the directory.
+    /// Errors: the set has no inventory; it is more than [`Set::read`] takes, by name
+    /// (nothing was touched then); a call failed, then there is no image in the
+    /// directory.
     pub fn store(&self, dir: &Path) -> Result<()> {
         let what = || format!("write image directory {}", dir.display());
         if !self.contains(Kind::Inventory, 0) {
             return Err(Error::bug(what(), "the image has no inventory"));
         }
+        self.check_size().context(what)?;
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e).context(what),
             _ => {}
@@ -110,6 +112,20 @@ impl Set {
             let _ = fs::remove_dir_all(dir.join(ASIDE));
         }
         done
+    }
+
+    /// Whoever was saved is gone soon: what could not be read again is not written.
+    fn check_size(&self) -> Result<()> {
+        let mut total = 0;
+        for (name, bytes) in self.files() {
+            let length = bytes.len() as u64;
+            total += length;
+            if length > MAX_IMAGE_FILE || total > MAX_TOTAL {
+                let why = format!("has {length} bytes: the image grows too large");
+                return Err(Error::refused(name, why));
+            }
+        }
+        Ok(())
     }
 
     fn commit(&self, dir: &Path) -> Result<()> {

@@ -81,6 +81,20 @@ fn an_image_whose_pages_are_written_anew_is_none_until_it_is_stored_again() {
 }
 
 #[test]
+fn what_is_too_large_to_be_read_again_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("image");
+    let mut set = small();
+    let length = usize::try_from(MAX_IMAGE_FILE).unwrap() + 1;
+    set.put_raw("tmpfs-dev-71.tar.gz.img", vec![0; length])
+        .unwrap();
+    let error = set.store(&at).unwrap_err();
+    assert_eq!(error.blame(), Blame::Container);
+    assert!(error.to_string().contains("tmpfs-dev-71"), "{error}");
+    assert!(!at.exists());
+}
+
+#[test]
 fn only_the_owner_can_read_an_image() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("image");

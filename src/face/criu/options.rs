@@ -75,7 +75,7 @@ fn push(slot: &mut Vec<String>, value: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-const TLS: &str = "images travel encrypted with dunlin migrate; this channel has no TLS yet";
+const TLS: &str = "pages travel over TLS with a certificate made for the one session";
 const CGROUP_PROPS: &str = "which properties are carried cannot be chosen yet";
 const LSM: &str = "security labels are restored as they were, or refused";
 const PERMISSION: &str = "a permission that is never needed here";
@@ -412,7 +412,10 @@ pub(crate) const OPTIONS: &[Opt] = &[
     long("tls-cacrl", Value, Refused(TLS)),
     long("tls-cert", Value, Refused(TLS)),
     long("tls-key", Value, Refused(TLS)),
-    flag("tls", Refused(TLS)),
+    flag(
+        "tls",
+        NoEffect("pages travel over TLS in any case, and the client proves itself by a secret"),
+    ),
     long("tls-no-cn-verify", Nothing, Refused(TLS)),
     long(
         "cgroup-yard",

@@ -1,6 +1,6 @@
 //! Writing an archive.
 
-use super::BLOCK;
+use super::{BLOCK, MAX_EXTENDED, MAX_MEMBERS, MAX_PATH, MAX_PIECES};
 use crate::base::{Error, Result, ResultExt};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -26,7 +26,8 @@ const MAX_DEPTH: usize = 512;
 /// Other file systems are not entered, but what they are mounted on is made. Sockets
 /// are left out. Nothing may change meanwhile.
 ///
-/// Errors: read or write calls; a tree that is too deep.
+/// Errors: read or write calls; a tree that is too deep, or beyond what [`super::unpack`]
+/// takes, by the name of the file.
 pub fn pack(dir: BorrowedFd<'_>, out: impl Write) -> Result<usize> {
     let mut packer = Packer {
         out: GzEncoder::new(out, Compression::fast()),
@@ -35,6 +36,7 @@ pub fn pack(dir: BorrowedFd<'_>, out: impl Write) -> Result<usize> {
             .context(|| String::from("stat directory"))?
             .st_dev,
         members: 0,
+        headers: 0,
     };
     let top = openat(dir, c".", directory_flags(), Mode::empty())
         .context(|| String::from("open directory"))?;
@@ -53,6 +55,8 @@ struct Packer<W: Write> {
     links: HashMap<u64, Vec<u8>>,
     device: u64,
     members: usize,
+    /// Members, and what stands before them in members of its own.
+    headers: usize,
 }
 
 fn directory_flags() -> OFlag {
@@ -190,6 +194,11 @@ impl<W: Write> Packer<W> {
         sparse: Option<(&[(u64, u64)], u64)>,
     ) -> Result<()> {
         self.members += 1;
+        let pieces = sparse.map_or(0, |(pieces, _)| pieces.len());
+        if path.len().max(link.len()) > MAX_PATH || pieces > MAX_PIECES {
+            let why = "has too long a path, or too many holes";
+            return Err(Error::refused(named(path)(), why));
+        }
         let mut records = Vec::new();
         let nanos = stat.st_mtime_nsec;
         if nanos != 0 || stat.st_mtime < 0 {
@@ -201,6 +210,9 @@ impl<W: Write> Packer<W> {
         }
         for (name, value) in xattrs {
             record(&mut records, &[b"SCHILY.xattr.", &name[..]].concat(), value);
+        }
+        if records.len() as u64 > MAX_EXTENDED {
+            return Err(Error::refused(named(path)(), "has too many attributes"));
         }
         if !records.is_empty() {
             let mut header = Header::new_ustar();
@@ -243,8 +255,7 @@ impl<W: Write> Packer<W> {
         let more = sparse.map_or(&[][..], |(pieces, real)| {
             sparse_fields(&mut header, pieces, real)
         });
-        header.set_cksum();
-        self.put(header.as_bytes())?;
+        self.head(&mut header).context(named(path))?;
         let mut chunks = more.chunks(21).peekable();
         while let Some(chunk) = chunks.next() {
             let mut block = GnuExtSparseHeader::new();
@@ -259,10 +270,18 @@ impl<W: Write> Packer<W> {
     }
 
     fn member(&mut self, header: &mut Header, content: &[u8]) -> Result<()> {
-        header.set_cksum();
-        self.put(header.as_bytes())?;
+        self.head(header)?;
         self.put(content)?;
         self.pad(content.len() as u64)
+    }
+
+    fn head(&mut self, header: &mut Header) -> Result<()> {
+        self.headers += 1;
+        if self.headers > MAX_MEMBERS {
+            return Err(Error::refused("pack", "there are too many files"));
+        }
+        header.set_cksum();
+        self.put(header.as_bytes())
     }
 
     fn pad(&mut self, length: u64) -> Result<()> {

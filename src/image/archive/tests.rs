@@ -114,6 +114,38 @@ fn unpacked(bytes: &[u8], dir: &Path) -> crate::base::Result<usize> {
 }
 
 #[test]
+fn a_file_of_holes_may_be_larger_than_any_archive() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let huge = File::create(from.path().join("huge")).unwrap();
+    // as far as this file system goes
+    let most = (30..=62).rev().map(|bits| 1u64 << bits);
+    let size = most.into_iter().find(|s| huge.set_len(*s).is_ok()).unwrap();
+    unpacked(&packed(from.path()), to.path()).unwrap();
+    let found = fs::metadata(to.path().join("huge")).unwrap();
+    assert_eq!((found.len(), found.blocks()), (size, 0));
+}
+
+#[test]
+fn what_could_not_be_unpacked_is_refused_when_it_is_packed() {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let dir = tempfile::tempdir().unwrap();
+    let name = "x".repeat(250);
+    let mut at = std::os::fd::OwnedFd::from(File::open(dir.path()).unwrap());
+    for _ in 0..20 {
+        mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+        at = openat(&at, name.as_str(), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+    }
+    let e = pack(File::open(dir.path()).unwrap().as_fd(), std::io::sink()).unwrap_err();
+    assert_eq!(e.blame(), Blame::Container);
+    let said = e.to_string();
+    assert!(
+        said.contains("too long a path") && said.contains(&name),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_tree_comes_back_as_it_was() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sample(from.path());
