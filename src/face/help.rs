@@ -49,7 +49,11 @@ Moves a running runc container to the host where `dunlin receive` listens.
   --plain              no TLS; the receiver must have said so too
   --report FILE        the account of the move, as JSON
   --bulk N             connections for pages that nobody waits for, 1 to 8 (2)
-  --patience SECONDS   how long a lost link is tried again after the switch (60)
+  --answer-time SECONDS
+                       how long the receiver may take for an answer before the freeze,
+                       at most 60 for the first (300)
+  --patience SECONDS   how long it may say nothing after the switch, and how long a
+                       lost link is tried again then (60)
   --max-pause SECONDS  how long the container may stand still before it goes on
                        here (30)
   --action-script FILE run at pre-dump and network-lock, and at network-unlock if
@@ -68,7 +72,10 @@ Waits for one container, puts it into DIR/ID, and lets runc run it.
   --token-file FILE    where to write the token (else it is printed)
   --plain              no TLS
   --wait SECONDS       how long to wait for the source (for ever)
-  --patience SECONDS   how long a lost source is waited for (60)
+  --answer-time SECONDS
+                       how long the source may say nothing before all is rebuilt, at
+                       most 60 at first (300)
+  --patience SECONDS   how long the switch, and a source that is lost, is waited for (60)
   --max-bundle BYTES   (64 GiB)
   --output FILE        where the container's output goes (nowhere)
   --cgroups-path PATH  where its cgroups go, whatever its configuration says

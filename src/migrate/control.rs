@@ -1,7 +1,7 @@
 //! One end's control lane: frames in the order that the session allows, each
 //! within a time limit.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
@@ -24,6 +24,7 @@ pub struct Control {
     pub reader: Reader,
     writer: Writer,
     session: Session,
+    until: Option<Instant>,
 }
 
 impl Control {
@@ -34,6 +35,7 @@ impl Control {
             reader: lane.reader,
             writer: lane.writer,
             session: Session::new(side),
+            until: None,
         }
     }
 
@@ -44,7 +46,19 @@ impl Control {
             reader: lane.reader,
             writer: lane.writer,
             session: Session::at(side, state),
+            until: None,
         }
+    }
+
+    /// What is said from now on is taken by the other host before `end`, or the link
+    /// counts as lost.
+    pub fn until(&mut self, end: Option<Instant>) {
+        self.until = end;
+    }
+
+    fn limit(&self) -> Duration {
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        self.until.map_or(SEND, |end| SEND.min(left(end)))
     }
 
     /// Where the session stands.
@@ -64,12 +78,13 @@ impl Control {
     /// there are any.
     pub fn say<M: prost::Message>(&mut self, kind: Kind, m: &M) -> Result<()> {
         self.session.sending(kind)?;
+        let limit = self.limit();
         let done = self.rt.clone().block_on(async {
-            tokio::time::timeout(SEND, self.writer.send(kind, m))
+            tokio::time::timeout(limit, self.writer.send(kind, m))
                 .await
                 .ok()
         });
-        self.sent_or_told(kind, done)
+        self.sent_or_told(kind, done, limit)
     }
 
     /// Says something whose body `fill` appends.
@@ -82,20 +97,26 @@ impl Control {
         fill: impl FnOnce(&mut Vec<u8>) -> Result<()>,
     ) -> Result<()> {
         self.session.sending(kind)?;
+        let limit = self.limit();
         let done = self.rt.clone().block_on(async {
-            tokio::time::timeout(SEND, self.writer.send_built(kind, fill))
+            tokio::time::timeout(limit, self.writer.send_built(kind, fill))
                 .await
                 .ok()
         });
-        self.sent_or_told(kind, done)
+        self.sent_or_told(kind, done, limit)
     }
 
-    fn sent_or_told(&mut self, kind: Kind, done: Option<Result<()>>) -> Result<()> {
+    fn sent_or_told(
+        &mut self,
+        kind: Kind,
+        done: Option<Result<()>>,
+        limit: Duration,
+    ) -> Result<()> {
         match done {
             Some(Ok(())) => Ok(()),
             None => Err(Error::link(
                 format!("send {kind:?}"),
-                format!("not taken within {} s", SEND.as_secs()),
+                format!("not taken within {} s", limit.as_secs()),
             )),
             Some(Err(e)) => {
                 // The peer may have said why before it closed.

@@ -35,6 +35,7 @@ use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
 use super::probe::Probe;
 use super::remote::Remote;
+use super::source::JUDGE;
 use crate::base::{Error, Result, ResultExt, utc};
 use crate::sys::private;
 use crate::wire::frame::{Frame, Kind};
@@ -64,6 +65,8 @@ pub struct Options {
     pub wait: Option<Duration>,
     /// How long a lost source is waited for while pages are missing.
     pub patience: Duration,
+    /// How long the other end may take for a word, as long as nothing is granted.
+    pub answer: Duration,
     /// Where to stop, for tests.
     pub probe: Probe,
 }
@@ -129,7 +132,7 @@ pub fn run(host: &mut dyn Host, o: &Options, rt: &Handle) -> Result<Received> {
         }
     };
     let mut control = Control::new(rt.clone(), first, Side::Receiver);
-    let asked = control.hear(Duration::from_secs(60))?;
+    let asked = control.hear(o.answer.min(JUDGE))?;
     let offer: Offer = message::parse(Kind::Offer, &asked.body)?;
     let started = Instant::now();
     let (journal, landed) = match judge(host, o, &offer, &control) {
@@ -294,7 +297,7 @@ impl Job<'_> {
         let rootfs = self.landed.bundle.join("rootfs");
         let mut landing = Landing::new(&rootfs, self.o.max_bundle)?;
         loop {
-            let f = control.hear(Duration::from_secs(300))?;
+            let f = control.hear(self.o.answer)?;
             match f.kind {
                 Kind::BundleEnd => break,
                 _ => take_file(&mut landing, &f)?,
@@ -306,7 +309,7 @@ impl Job<'_> {
         control.say(Kind::Taken, &Step::default())?;
         let mut images = Images::new(&self.landed.images);
         loop {
-            let f = control.hear(Duration::from_secs(300))?;
+            let f = control.hear(self.o.answer)?;
             match f.kind {
                 Kind::Image => images.begin(&message::parse(f.kind, &f.body)?)?,
                 Kind::ImageData => images.data(&f.body)?,

@@ -138,7 +138,7 @@ pub fn serve(
         if std::mem::take(&mut first) {
             keeper.granted()?;
         }
-        match one_epoch(rt, control, fault, bulk, &pump, keeper) {
+        match one_epoch(rt, control, fault, bulk, &pump, patience, keeper) {
             Ok(None) => {
                 return Ok(Ended::All(Served {
                     bytes: pump.bytes(),
@@ -190,6 +190,7 @@ fn one_epoch(
     fault: Opened,
     bulk: Vec<Opened>,
     pump: &Arc<Pump>,
+    patience: Duration,
     keeper: &mut dyn Keeper,
 ) -> Result<Option<Error>> {
     let mut control = Control::again(rt.clone(), control, Side::Source, State::Granted);
@@ -205,7 +206,8 @@ fn one_epoch(
     }
     let missing = source_pages::hear_missing(&mut control)?;
     pump.queue().restart(&missing)?;
-    let f = rt.block_on(source_pages::serve(&mut control, pump, fault, bulk))?;
+    let served = source_pages::serve(&mut control, pump, fault, bulk, patience);
+    let f = rt.block_on(served)?;
     if control.check(f)?.kind != Kind::Complete {
         return Err(Error::peer("serve pages", "out of order"));
     }

@@ -47,9 +47,14 @@ pub struct Options {
     pub patience: Duration,
     /// How long the container may stand still before it is given up (before GRANTED).
     pub max_pause: Duration,
+    /// How long the other end may take for a word, as long as nothing is granted.
+    pub answer: Duration,
     /// Where to stop, for tests.
     pub probe: Probe,
 }
+
+/// How long the destination may take to judge an offer.
+pub(super) const JUDGE: Duration = Duration::from_secs(60);
 
 /// What stands while a migration runs.
 pub(super) struct Job<'a> {
@@ -90,7 +95,7 @@ pub fn run(c: &mut dyn Container, o: &Options, rt: &Handle) -> Result<Report> {
     let mut control = Control::new(rt.clone(), lane, Side::Source);
     o.probe.at("connected");
     control.say(Kind::Offer, &offer)?;
-    let answer = control.hear(Duration::from_secs(60))?;
+    let answer = control.hear(o.answer.min(JUDGE))?;
     if answer.kind != Kind::Fit {
         return Err(told(&answer).within(format!("offer {} to {}", offer.id, o.to)));
     }
@@ -164,7 +169,7 @@ impl Job<'_> {
         info!(?first, "bundle sent");
         self.report.bundle_entries = first.entries;
         control.say(Kind::BundleEnd, &Step::default())?;
-        let answer = control.hear(Duration::from_secs(300))?;
+        let answer = control.hear(self.o.answer)?;
         if answer.kind != Kind::Taken {
             return Err(told(&answer));
         }
@@ -173,6 +178,8 @@ impl Job<'_> {
         let before = control.sent();
         let mut pause = Pause::default();
         let begun = self.c.freeze()?;
+        // A destination that takes nothing any more must not make it longer.
+        control.until(begun.checked_add(self.o.max_pause));
         let mut clock = Clock::since(begun);
         pause.freeze = clock.lap();
         probe.at("frozen");
@@ -193,6 +200,7 @@ impl Job<'_> {
         if ready.kind != Kind::Ready {
             return Err(told(&ready));
         }
+        control.until(None);
         self.figures(&ready.body);
         pause.rebuild = clock.lap();
         probe.at("ready");

@@ -54,6 +54,8 @@ pub(super) fn commit(
     let mut resumed_at = None;
     let mut said = control.say(Kind::Grant, &grant);
     job.o.probe.at("grant-sent");
+    // Since when nothing has been heard that goes on.
+    let mut lost_since: Option<Instant> = None;
     loop {
         let end = std::mem::replace(&mut said, Ok(())).and_then(|()| {
             epoch_run(
@@ -63,6 +65,7 @@ pub(super) fn commit(
                 &pump,
                 &mut clock,
                 &mut resumed_at,
+                &mut lost_since,
             )
         });
         let lost = match end {
@@ -84,7 +87,8 @@ pub(super) fn commit(
         };
         warn!("connection lost: {lost}");
         drop(lanes.take());
-        let (c, l) = reconnect(&job, &mut epoch).map_err(|e| {
+        let until = *lost_since.get_or_insert_with(Instant::now) + job.o.patience;
+        let (c, l) = reconnect(&job, &mut epoch, until).map_err(|e| {
             e.within(format!(
                 "connection lost ({lost}); {0} stays held here (journal {1:?}), see dunlin resolve {0}",
                 job.report.id,
@@ -102,8 +106,13 @@ fn is_final(e: &Error) -> bool {
     e.blame() != Blame::Link
 }
 
-fn reconnect(job: &Job<'_>, epoch: &mut u64) -> Result<(Control, Lanes)> {
-    let until = Instant::now() + job.o.patience;
+fn reconnect(job: &Job<'_>, epoch: &mut u64, until: Instant) -> Result<(Control, Lanes)> {
+    if Instant::now() >= until {
+        // It takes connections, and says nothing there.
+        let what = format!("wait for {}", job.o.to);
+        let why = format!("it did not go on within {} s", job.o.patience.as_secs());
+        return Err(Error::link(what, why));
+    }
     let mut wait = Duration::from_millis(50);
     loop {
         *epoch += 1;
@@ -134,10 +143,14 @@ fn epoch_run(
     pump: &Arc<Pump>,
     clock: &mut Option<Clock>,
     resumed_at: &mut Option<Instant>,
+    lost_since: &mut Option<Instant>,
 ) -> Result<End> {
-    let first = control.hear(job.o.patience)?;
+    let left = lost_since.map_or(job.o.patience, |t| {
+        (t + job.o.patience).saturating_duration_since(Instant::now())
+    });
+    let first = control.hear(left)?;
     match first.kind {
-        Kind::Resumed => {}
+        Kind::Resumed => *lost_since = None,
         Kind::Aborted => return Ok(End::Aborted(told(&first))),
         other => return Err(Error::peer(format!("receive {other:?}"), "out of order")),
     }
@@ -161,7 +174,8 @@ fn epoch_run(
         info!(pages, "the destination still lacks");
         pump.queue().restart(&missing)?;
     }
-    let f = job.rt.clone().block_on(serve(control, pump, fault, bulk))?;
+    let served = serve(control, pump, fault, bulk, job.o.patience);
+    let f = job.rt.clone().block_on(served)?;
     let f = control.check(f)?;
     if f.kind == Kind::Complete {
         Ok(End::Complete(f))
@@ -198,13 +212,16 @@ pub(super) fn hear_missing(control: &mut Control) -> Result<Vec<(Object, PageRan
 /// Pushes and answers until the destination says something on the control lane.
 ///
 /// # Errors
-/// The link is lost, or a page cannot be read.
+/// The link is lost, a page cannot be read, or for `patience` nothing has gone, been
+/// asked or been said.
 pub(super) async fn serve(
     control: &mut Control,
     pump: &Arc<Pump>,
     fault: crate::wire::transport::Opened,
     bulk: Vec<crate::wire::transport::Opened>,
+    patience: Duration,
 ) -> Result<Frame> {
+    let mut silence = pin!(silence(pump, patience));
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let p = Arc::clone(pump);
     tasks.spawn(async move {
@@ -241,6 +258,10 @@ pub(super) async fn serve(
                     broken.unwrap_or_else(|| Error::link("wait for COMPLETE", "the peer closed the connection"))
                 });
             }
+            () = &mut silence => {
+                let why = format!("nothing went and nothing was said for {} s", patience.as_secs());
+                return Err(Error::link("wait for COMPLETE", why));
+            }
             Some(done) = tasks.join_next() => match done {
                 Ok(Ok(())) => {}
                 // COMPLETE may be on its way already: the other end closes its
@@ -257,6 +278,19 @@ pub(super) async fn serve(
                 Err(e) => return Err(Error::other(Blame::Us, "serve pages", e)),
             }
         }
+    }
+}
+
+/// Returns when for `patience` nothing has gone and nothing was asked.
+async fn silence(pump: &Pump, patience: Duration) {
+    let mut last = None;
+    loop {
+        let now = Some((pump.bytes(), pump.faults()));
+        if now == last {
+            return;
+        }
+        last = now;
+        tokio::time::sleep(patience).await;
     }
 }
 

@@ -412,6 +412,7 @@ fn migrate_over(
         max_bundle: 1 << 30,
         wait: Some(Duration::from_secs(1)),
         patience,
+        answer: Duration::from_secs(300),
         probe: Probe::default(),
     };
     let there = std::thread::spawn(move || {
@@ -432,6 +433,7 @@ fn migrate_over(
             state: dir.path().join("src-state"),
             bulk: 2,
             patience,
+            answer: Duration::from_secs(300),
             max_pause: Duration::from_secs(5),
             probe: Probe::default(),
         },

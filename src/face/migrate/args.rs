@@ -161,6 +161,7 @@ pub(super) struct Session {
     pub(super) token_file: Option<PathBuf>,
     pub(super) plain: bool,
     pub(super) patience: Duration,
+    pub(super) answer: Duration,
     pub(super) carried: Carried,
     /// Action scripts, as typed.
     pub(super) scripts: Vec<PathBuf>,
@@ -176,6 +177,7 @@ impl Session {
             token_file: None,
             plain: false,
             patience: Duration::from_secs(60),
+            answer: Duration::from_secs(300),
             carried: Carried::default(),
             scripts: Vec::new(),
             probe: Probe::default(),
@@ -188,6 +190,7 @@ impl Session {
             "token-file" => self.token_file = Some(path(p)?),
             "plain" => self.plain = true,
             "patience" => self.patience = seconds(flag, p)?,
+            "answer-time" => self.answer = seconds(flag, p)?,
             "action-script" => {
                 // A later process, somewhere else, may have to run it.
                 let file = path(p)?;

@@ -38,6 +38,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         state: session.shared.state,
         bulk: m.bulk,
         patience: session.patience,
+        answer: session.answer,
         max_pause: m.max_pause,
         probe: session.probe,
     };

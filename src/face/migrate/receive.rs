@@ -66,6 +66,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
         max_bundle: r.max_bundle,
         wait: r.wait,
         patience: session.patience,
+        answer: session.answer,
         probe: session.probe,
     };
     let rt = migrate::runtime()?;
