@@ -184,6 +184,11 @@ fn shared_memory_follows_lazily_from_local_images() {
 
 /// A checkpoint that serves its pages: it, the port, the images.
 fn serving(container: &Container, scratch: &Scratch) -> (Child, String, PathBuf) {
+    serving_for(container, scratch, "3600")
+}
+
+/// The same, for a client that may stay away for so many seconds.
+fn serving_for(container: &Container, scratch: &Scratch, wait: &str) -> (Child, String, PathBuf) {
     let images = scratch.join("images");
     let work = scratch.dir("images.work");
     let port = {
@@ -200,6 +205,7 @@ fn serving(container: &Container, scratch: &Scratch) -> (Child, String, PathBuf)
         .arg("--work-path")
         .arg(&work)
         .arg(&container.id)
+        .env("DUNLIN_CLIENT_WAIT", wait)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut checkpoint = command.spawn().unwrap();
@@ -329,6 +335,53 @@ fn a_client_whose_restore_fails_gives_the_tree_back() {
     let socket = scratch.join("images.work").join("lazy-pages.socket");
     drop(dunlin::sys::seqpacket::connect_to(&socket).unwrap());
     assert!(!checkpoint.wait().unwrap().success());
+    assert!(asked(&mut container, "count ") > before);
+    assert_eq!(journal_of(init.pid()), None);
+}
+
+#[test]
+fn a_page_server_to_which_no_client_comes_in_time_lets_the_tree_go_on() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-nobody");
+    let mut container = start(&scratch, "spin", &["4"]);
+    let before = asked(&mut container, "count ");
+    let init = container.init();
+    let (mut checkpoint, _, _) = serving_for(&container, &scratch, "1");
+    assert!(!checkpoint.wait().unwrap().success());
+    assert!(asked(&mut container, "count ") > before);
+    assert_eq!(journal_of(init.pid()), None);
+}
+
+#[test]
+fn a_client_that_is_lost_for_longer_than_it_may_leaves_a_tree_that_resolve_settles() {
+    needs!(root, runc, gcc);
+    let scratch = Scratch::new("face-runc-away");
+    let mut container = start(&scratch, "spin", &["4"]);
+    let before = asked(&mut container, "count ");
+    let init = container.init();
+    let (mut checkpoint, port, images) = serving_for(&container, &scratch, "2");
+    let server = ["--page-server", "--address", "127.0.0.1", "--port", &port];
+    let client = LazyPages::start(&scratch, &images, &server);
+    while !journal_of(init.pid()).unwrap().contains("Granted") {
+        assert!(checkpoint.try_wait().unwrap().is_none());
+    }
+    // Killed: it says nothing of whether its copy ran.
+    drop(client);
+    assert!(!checkpoint.wait().unwrap().success());
+    let line = journal_of(init.pid()).unwrap();
+    assert!(
+        line.contains("Granted") && line.contains("--thaw"),
+        "{line}"
+    );
+    let log = fs::read_to_string(scratch.join("images.work/dump.log")).unwrap();
+    assert!(
+        log.contains("the tree is held here, see dunlin resolve pages-"),
+        "{log}"
+    );
+    assert!(init.is_alive());
+    let id = line.split_whitespace().next().unwrap();
+    let settled = resolve(&[id, "--thaw"]);
+    assert!(settled.ok(), "{settled:?}");
     assert!(asked(&mut container, "count ") > before);
     assert_eq!(journal_of(init.pid()), None);
 }

@@ -32,8 +32,11 @@ use crate::migrate::pages::{self, Client, Ended, Keeper, SESSION_FILE, Ticket};
 const MESSAGE: Duration = Duration::from_secs(600);
 /// Where it is said, in the work directory, that the tree had to be killed.
 const STATUS: &str = "lazy-pages.status";
-/// How long a page server waits for its client, at first or after a loss.
+/// How long a page server waits for its client, at first or after a loss, if
+/// [`CLIENT_WAIT`] says nothing else.
 const CLIENT: Duration = Duration::from_secs(3600);
+/// The environment's word for that, seconds: CRIU's command line and RPC have none.
+const CLIENT_WAIT: &str = "DUNLIN_CLIENT_WAIT";
 /// How long a client looks for a page server that it has lost.
 const SERVER: Duration = Duration::from_secs(60);
 
@@ -43,6 +46,7 @@ pub(crate) struct PageServer {
     listener: TcpListener,
     ticket: Ticket,
     journal: Begun,
+    patience: Duration,
 }
 
 /// A journal that was begun before anything is stopped: if it does not come to
@@ -65,8 +69,9 @@ impl PageServer {
     ///
     /// # Errors
     /// No port was named, or it cannot be had; `root` has no cgroup in which it can
-    /// be held; no journal can be kept.
+    /// be held; no journal can be kept; the environment names no time.
     pub(crate) fn bind(typed: &Typed, root: HostPid) -> Result<Self> {
+        let patience = client_wait()?;
         let at = named(typed)?;
         let listener = TcpListener::bind(at).context(|| format!("listen on {at}"))?;
         let ticket = Ticket::fresh()?;
@@ -83,6 +88,7 @@ impl PageServer {
             listener,
             ticket,
             journal: Begun(Some(journal)),
+            patience,
         })
     }
 
@@ -127,7 +133,7 @@ impl PageServer {
             &self.ticket,
             pages.held,
             &objects,
-            CLIENT,
+            self.patience,
             &mut tree,
         );
         match served {
@@ -222,6 +228,22 @@ fn named(typed: &Typed) -> Result<SocketAddr> {
         .port
         .ok_or_else(|| Error::caller("lazy pages over the network", "need a port (--port)"))?;
     address::of(host, port)
+}
+
+fn client_wait() -> Result<Duration> {
+    let Some(said) = std::env::var_os(CLIENT_WAIT) else {
+        return Ok(CLIENT);
+    };
+    let seconds = said.to_str().and_then(|s| s.parse::<u64>().ok());
+    let seconds = seconds
+        .filter(|s| (1..=86_400).contains(s))
+        .ok_or_else(|| {
+            Error::caller(
+                format!("{CLIENT_WAIT}={}", said.display()),
+                "is no number from 1 to 86400",
+            )
+        })?;
+    Ok(Duration::from_secs(seconds))
 }
 
 /// `criu lazy-pages`: fills one tree that is restored with this work directory,
