@@ -187,6 +187,35 @@ fn the_lazy_pages_command_serves_a_restore_and_ends() {
     served_by_command(&bare);
 }
 
+#[test]
+fn a_restore_whose_server_goes_away_leaves_nothing_in_the_way_of_the_next() {
+    needs!(root, gcc);
+    let scratch = Scratch::new("memory-no-server");
+    let bare = memory(&scratch);
+    bare.dump();
+    let pidfile = scratch.join("pid").display().to_string();
+    let server = Server::bind(&bare.work).unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let session = server.accept(Some(PATIENCE), PATIENCE).unwrap();
+            // It has got all, and says nothing more.
+            drop(session.expect("the restorer came").receive().unwrap());
+        });
+        let mut restore = bare.command("restore");
+        restore.args(["-d", "--lazy-pages", "--pidfile", &pidfile]);
+        assert!(!run(&mut restore, PATIENCE).ok());
+    });
+    drop(server);
+    assert!(!Path::new(&pidfile).exists());
+    bare.restore(&["--pidfile", &pidfile]);
+    assert_eq!(
+        fs::read_to_string(&pidfile).unwrap(),
+        bare.pid().to_string()
+    );
+    bare.ask();
+    bare.says("turn 1");
+}
+
 /// Two processes share it; see `bundles/probes/shared.c`.
 fn sharing(scratch: &Scratch, args: &[&str]) -> Bare {
     Bare::start(scratch, Command::new(sample("shared")).args(args))

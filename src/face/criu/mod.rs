@@ -30,7 +30,7 @@ use typed::Typed;
 
 use super::{Failure, check, out};
 use crate::base::{Error, HostPid, Result};
-use crate::sys::inherited;
+use crate::sys::{inherited, private};
 
 /// The version of CRIU whose images and options these are.
 pub(crate) const VERSION: (i32, i32) = (4, 2);
@@ -195,16 +195,21 @@ fn refused_cpuinfo() -> Error {
 }
 
 /// Leaves the pid of the root task where `--pidfile` says.
+///
+/// # Errors
+/// There is such a file already; the calls that it takes.
 fn write_pidfile(typed: &Typed, pid: HostPid) -> Result<()> {
-    use crate::base::ResultExt;
-    use std::io::Write;
     let Some(path) = &typed.pidfile else {
         return Ok(());
     };
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .and_then(|mut file| write!(file, "{pid}"))
-        .context(|| format!("pid file {path}"))
+    private::write(path.as_ref(), pid.to_string().as_bytes()).map_err(|e| e.within("pid file"))
+}
+
+/// Takes it away again, for what it is about is gone.
+fn remove_pidfile(typed: &Typed) {
+    if let Some(path) = &typed.pidfile
+        && let Err(e) = std::fs::remove_file(path)
+    {
+        tracing::warn!("remove pid file {path}: {e}");
+    }
 }

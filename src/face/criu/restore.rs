@@ -13,9 +13,9 @@ use tracing::{debug, info};
 
 use super::job::Job;
 use super::stats::{self, micros};
-use super::{meaning, write_pidfile};
+use super::{meaning, remove_pidfile, write_pidfile};
 use crate::base::{Error, HostPid, PAGE_SIZE, Result};
-use crate::engine::restore::{ImagePages, Plan};
+use crate::engine::restore::{ImagePages, Plan, Rebuilt};
 use crate::image::records::{RestoreStatsEntry, StatsEntry};
 use crate::image::{Kind, Set, pages::Pagemap};
 use crate::memory::handoff::Client;
@@ -51,29 +51,21 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     let mut rebuilt = plan.apply(&pages, &mut notices)?;
     let built = began.elapsed();
     let root = rebuilt.root();
-    write_pidfile(&job.typed, root)?;
     let counted = match client {
         Some(_) => 0,
         None => pages_in(&set)?,
     };
+    write_pidfile(&job.typed, root)?;
     match client {
         None => {
             rebuilt.resume(&mut notices)?;
         }
         Some(mut client) => {
-            let lazy = rebuilt.take_lazy();
-            for space in &lazy.spaces {
-                client.space(space)?;
+            if let Err(e) = hand_over(&mut client, &mut rebuilt) {
+                // Nothing has run. Left behind, it would stop the next attempt.
+                remove_pidfile(&job.typed);
+                return Err(e);
             }
-            for shared in &lazy.shared {
-                client.shared(shared)?;
-            }
-            if let Some(anchor) = &lazy.anchor {
-                client.anchor(anchor)?;
-            }
-            client.ready(root, GRANT)?;
-            // From here on only the server holds their userfaultfds.
-            drop(lazy);
             rebuilt.resume(&mut notices)?;
             client.resumed()?;
         }
@@ -91,6 +83,22 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<HostPid> {
     };
     stats::tell(job.work.path(), &entry, job.typed.display_stats);
     Ok(root)
+}
+
+/// Gives all empty memory to whoever fills it, and waits for the word to go on.
+fn hand_over(client: &mut Client, rebuilt: &mut Rebuilt) -> Result<()> {
+    let lazy = rebuilt.take_lazy();
+    for space in &lazy.spaces {
+        client.space(space)?;
+    }
+    for shared in &lazy.shared {
+        client.shared(shared)?;
+    }
+    if let Some(anchor) = &lazy.anchor {
+        client.anchor(anchor)?;
+    }
+    // From then on only the server holds their userfaultfds.
+    client.ready(rebuilt.root(), GRANT)
 }
 
 /// Pages that the image holds.
