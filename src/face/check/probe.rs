@@ -216,7 +216,7 @@ fn lazy_features(list: &mut List, found: Result<u64>) {
         ),
         (
             "uffd_minor_shmem",
-            "lazy shared memory",
+            "telling memory that is still to be filled (UFFDIO_CONTINUE)",
             uffd_feature::MINOR_SHMEM,
         ),
         (

@@ -12,6 +12,7 @@ use super::identity::{Identities, Look, Spot};
 use super::kind::{self, Kind};
 use super::memfd::Contents;
 use super::owner;
+use super::program;
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry};
 use crate::image::{Kind as Image, Set};
@@ -339,8 +340,9 @@ impl Capture {
     /// The program of a task: the id for `mm.exe_file_id`.
     ///
     /// # Errors
-    /// As [`Self::reg_for_mapping`].
+    /// As [`Self::reg_for_mapping`]; a program of another width.
     pub fn exe(&mut self, pid: HostPid) -> Result<u32> {
+        program::check_width(pid)?;
         self.link(pid, "exe")
     }
 

@@ -26,6 +26,7 @@ mod owner;
 mod path;
 mod pipe;
 mod plan;
+mod program;
 mod terminal;
 
 #[cfg(test)]
