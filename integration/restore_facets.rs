@@ -8,6 +8,7 @@ mod harness;
 use harness::*;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -115,6 +116,125 @@ fn interrupted_calls_and_sections_end_as_the_kernel_would_end_them() {
         held.is_asked();
     }
 }
+
+/// A signal that comes while the program is stopped, after all has been looked at:
+/// where it is left running, and where it is restored.
+#[test]
+fn a_signal_that_comes_in_the_pause_ends_the_call_that_it_finds() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let program = compile("late", LATE);
+    for facet in [
+        "pause", "poll", "epoll", "sleep", "suspend", "read", "restart",
+    ] {
+        let scratch = Scratch::new("late-signal");
+        let script = scratch.join("script");
+        let asks =
+            "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != $STAGE ] || kill -USR1 $CRTOOLS_INIT_PID\n";
+        fs::write(&script, asks).expect("write a script");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it a program");
+        let through = |mut command: Command, stage| {
+            must(
+                command
+                    .env("STAGE", stage)
+                    .arg("--action-script")
+                    .arg(&script),
+            );
+        };
+
+        let stays = asleep(&scratch, &program, facet);
+        let images = scratch.dir("stays");
+        let dump = [
+            "criu",
+            "dump",
+            "-R",
+            "-o",
+            "log",
+            "-t",
+            &stays.pid.to_string(),
+            "-D",
+        ];
+        let mut command = Command::new(dunlin());
+        command.args(dump).arg(&images);
+        through(command, "post-dump");
+        assert_eq!(stays.says("right"), "right", "{facet}, left running");
+
+        let comes = asleep(&scratch, &program, facet);
+        let images = images_of(&scratch, &comes);
+        self::dump(&dunlin(), &["criu"], comes.pid, &images);
+        Held::are_gone(&[comes.pid.as_raw()]);
+        through(restoring(&images), "post-restore");
+        assert_eq!(comes.says("right"), "right", "{facet}, restored");
+    }
+}
+
+/// The program, when it is in the call.
+fn asleep(scratch: &Scratch, program: &Path, facet: &str) -> Held {
+    let held = Held::start(scratch, &[], program, facet);
+    let stat = PathBuf::from(format!("/proc/{}/stat", held.pid));
+    wait_file(&stat, PATIENCE, |text| text.contains(") S "));
+    held
+}
+
+/// In one system call, for SIGUSR1; "restart" is a read(2) that goes on after it.
+const LATE: &str = r#"
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+static int ends[2];
+static volatile sig_atomic_t handled;
+
+static void on_signal(int signal) {
+	handled++;
+	write(ends[1], "x", 1);
+}
+
+int main(int argc, char **argv) {
+	const char *facet = argv[1];
+	int restarts = !strcmp(facet, "restart");
+	struct sigaction act = { .sa_handler = on_signal, .sa_flags = restarts ? SA_RESTART : 0 };
+	struct timespec long_time = { 1000, 0 };
+	struct epoll_event event;
+	sigset_t none, only;
+	char byte;
+	long told;
+
+	sigemptyset(&none);
+	sigemptyset(&only);
+	sigaddset(&only, SIGUSR1);
+	pipe(ends);
+	sigaction(SIGUSR1, &act, NULL);
+	printf("ready\n");
+	fflush(stdout);
+	errno = 0;
+	if (!strcmp(facet, "pause"))
+		told = pause();
+	else if (!strcmp(facet, "poll"))
+		told = poll(NULL, 0, 1000000);
+	else if (!strcmp(facet, "epoll"))
+		told = epoll_wait(epoll_create1(0), &event, 1, -1);
+	else if (!strcmp(facet, "sleep"))
+		told = nanosleep(&long_time, &long_time);
+	else if (!strcmp(facet, "suspend")) {
+		sigprocmask(SIG_BLOCK, &only, NULL);
+		told = sigsuspend(&none);
+	}
+	else
+		told = read(ends[0], &byte, 1);
+	if (handled == 1 && (restarts ? told == 1 : told == -1 && errno == EINTR))
+		printf("right\n");
+	else
+		printf("wrong: handled %d, returned %ld, errno %d\n", handled, told, errno);
+	fflush(stdout);
+	pause();
+}
+"#;
 
 #[test]
 fn what_criu_dumped_is_restored_crossed() {

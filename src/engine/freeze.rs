@@ -92,6 +92,18 @@ impl Thread {
         set
     }
 
+    /// Lets it go on, if that has not been done.
+    fn let_go(&mut self) -> Result<()> {
+        let Some(mut stopped) = self.stopped.take() else {
+            return Ok(());
+        };
+        let set = match self.settled.last() {
+            Some(last) => stopped.set_regs(last),
+            None => Ok(()),
+        };
+        stopped.detach(0).and(set)
+    }
+
     fn take(&mut self) -> Result<Stopped> {
         self.stopped
             .take()
@@ -400,15 +412,12 @@ impl Tree {
                 continue;
             };
             for t in &mut a.threads {
-                if let Some(stopped) = t.stopped.take() {
-                    let r = stopped.detach(0);
-                    // killed meanwhile: nothing left to let go
-                    if let Err(e) = r
-                        && e.raw_os_error() != Some(libc::ESRCH)
-                        && first.is_ok()
-                    {
-                        first = Err(e);
-                    }
+                // killed meanwhile: nothing left to let go
+                if let Err(e) = t.let_go()
+                    && e.raw_os_error() != Some(libc::ESRCH)
+                    && first.is_ok()
+                {
+                    first = Err(e);
                 }
             }
         }

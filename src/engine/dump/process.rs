@@ -249,7 +249,8 @@ fn cores(
     let lsm = credentials::capture::lsm_profile(pid)?;
     for (t, asked) in alive.threads.iter().zip(&told.threads) {
         let stopped = t.stopped()?;
-        let (info, rest) = thread::capture::thread_info(stopped, &t.settled.regs, asked.clear_tid)?;
+        let (info, rest) =
+            thread::capture::thread_info(stopped, &t.settled.recorded(), asked.clear_tid)?;
         let (futex_rla, futex_rla_len) = ptrace::robust_list(t.tid)?;
         let sp = t.settled.regs.rsp;
         if let Some(stack) = areas.iter().find(|a| a.range.contains(sp)) {

@@ -111,9 +111,7 @@ pub(super) fn stop_process(
                     let _ = s.detach(0);
                 }
                 for mut t in threads {
-                    if let Some(s) = t.stopped.take() {
-                        let _ = s.detach(0);
-                    }
+                    let _ = t.let_go();
                 }
                 return Err(e);
             }
@@ -121,9 +119,7 @@ pub(super) fn stop_process(
     }
     if threads.first().is_none_or(|t| t.tid != pid) {
         for mut t in threads {
-            if let Some(s) = t.stopped.take() {
-                let _ = s.detach(0);
-            }
+            let _ = t.let_go();
         }
         return Err(Error::refused(
             format!("task {pid}"),
@@ -206,7 +202,11 @@ fn borrow_thread<T>(
         // A signal is about to be handled, and only the kernel knows how the call
         // goes on that it ends: another thread, or later.
         let free = !settled.is_undecided();
-        free.then(|| act(&mut stopped)).transpose()
+        let acted = free.then(|| act(&mut stopped)).transpose();
+        match settled.last() {
+            Some(last) => stopped.set_regs(last).and(acted),
+            None => acted,
+        }
     });
     // A process that was stopped stays so.
     stopped.detach(0)?;

@@ -7,6 +7,12 @@
 //! simply go on: in place when it is let go, or elsewhere from an image. One
 //! thing it cannot know yet: whether a handler that is about to run has
 //! SA_RESTART, which only an injected call tells ([`Settled::decide`]).
+//!
+//! A signal may also come later, before the thread goes on: its handler must end a
+//! call such as pause(2), and not find it issued again behind itself. Only the
+//! kernel can tell then, so that a call that was interrupted by our stop alone is
+//! given back to it at the very end ([`Settled::last`]), and an image says of it
+//! how it would end ([`Settled::recorded`]).
 
 use crate::base::{Error, HostPid, Result, VAddr};
 use crate::image::records::{
@@ -26,6 +32,8 @@ const SYSCALL_INSN_LEN: u64 = 2;
 const RSEQ_CS_AT: u64 = 8;
 const RSEQ_CS_NO_RESTART_ON_SIGNAL: u32 = 1 << 1;
 const CS_64: u64 = 0x33;
+/// Not in the libc crate.
+const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// A thread's registers as it will go on, and its rseq registration.
 #[derive(Debug, Clone)]
@@ -35,6 +43,16 @@ pub struct Settled {
     /// The rseq registration, if any.
     pub rseq: Option<RseqEntry>,
     undecided: Option<Undecided>,
+    open: Option<Open>,
+}
+
+/// A call that is issued again, if no handler comes first.
+#[derive(Debug, Clone)]
+struct Open {
+    /// How the kernel would go on itself.
+    last: Regs,
+    /// How the call ends for a handler: ERESTARTSYS or ERESTARTNOHAND.
+    end: i64,
 }
 
 /// A call that is issued again after the handler of `signal` if that has
@@ -50,6 +68,22 @@ impl Settled {
     /// to go on; before the task is steered they must be replaced by `regs`.
     pub fn is_undecided(&self) -> bool {
         self.undecided.is_some()
+    }
+
+    /// The registers with which the thread is let go, where they are not `regs`.
+    pub fn last(&self) -> Option<&Regs> {
+        self.open.as_ref().map(|o| &o.last)
+    }
+
+    /// The registers for an image: where the thread is about to issue an interrupted
+    /// call again, the number of the call that it is in is what the kernel would let
+    /// it end with (both mean "in none").
+    pub fn recorded(&self) -> Regs {
+        let end = self.open.as_ref().map(|o| o.end.cast_unsigned());
+        Regs {
+            orig_rax: end.unwrap_or(self.regs.orig_rax),
+            ..self.regs
+        }
     }
 
     /// Issues again a call that waited for what `restarts` says of a signal: its
@@ -81,8 +115,14 @@ pub fn settle(task: &mut Stopped, handler: Option<i32>) -> Result<Settled> {
             "it runs 32-bit code, which is not carried",
         ));
     }
-    let undecided = rewind(tid, &mut regs, handler);
+    let rewound = rewind(tid, &mut regs, handler);
+    let before = regs.rip;
     let rseq = rseq(task, &mut regs)?;
+    let (undecided, open) = match rewound {
+        Some(Rewound::Undecided(u)) => (Some(u), None),
+        Some(Rewound::Open(o)) if regs.rip == before => (None, Some(o)),
+        Some(Rewound::Open(_)) | None => (None, None),
+    };
     if undecided.is_none() {
         task.set_regs(&regs)?;
     }
@@ -90,27 +130,45 @@ pub fn settle(task: &mut Stopped, handler: Option<i32>) -> Result<Settled> {
         regs,
         rseq,
         undecided,
+        open,
     })
 }
 
-fn rewind(tid: HostPid, regs: &mut Regs, handler: Option<i32>) -> Option<Undecided> {
+/// What is not settled yet about a call that was rewound.
+#[derive(Debug)]
+enum Rewound {
+    Undecided(Undecided),
+    Open(Open),
+}
+
+fn rewind(tid: HostPid, regs: &mut Regs, handler: Option<i32>) -> Option<Rewound> {
     let nr = i64::try_from(regs.orig_rax).ok()?;
+    let interrupted = *regs;
     let again = again(nr, regs);
-    match (regs.rax.cast_signed(), handler) {
-        (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, None) | (ERESTARTNOINTR, _) => {
-            *regs = again;
-        }
+    let open = |end: i64, last: i64| {
+        let last = Regs {
+            rax: last.cast_unsigned(),
+            ..interrupted
+        };
+        (!has_own_mask(nr, &interrupted)).then_some(Rewound::Open(Open { last, end }))
+    };
+    let open = match (regs.rax.cast_signed(), handler) {
+        (ERESTARTNOINTR, _) => None,
+        (ERESTARTSYS, None) => open(ERESTARTSYS, ERESTARTSYS),
+        (ret @ (ERESTARTNOHAND | ERESTART_RESTARTBLOCK), None) => open(ERESTARTNOHAND, ret),
         // our stop is the only reason why these end early: the program must not see it
-        (EINTR, None) if ends_at_any_stop(nr) => *regs = again,
+        (EINTR, None) if ends_at_any_stop(nr) => open(ERESTARTNOHAND, ERESTARTNOHAND),
         (ret @ (ERESTARTSYS | ERESTARTNOHAND | ERESTART_RESTARTBLOCK), Some(signal)) => {
             regs.rax = EINTR.cast_unsigned();
             regs.orig_rax = u64::MAX;
-            return (ret == ERESTARTSYS).then_some(Undecided { signal, again });
+            let restarts = ret == ERESTARTSYS;
+            return restarts.then_some(Rewound::Undecided(Undecided { signal, again }));
         }
         _ => return None,
-    }
+    };
+    *regs = again;
     tracing::debug!(tid = tid.0, nr, "rewound an interrupted system call");
-    None
+    open
 }
 
 /// The registers from which the interrupted call `nr` is issued again.
@@ -151,6 +209,18 @@ fn ends_at_any_stop(nr: i64) -> bool {
             | libc::SYS_read
             | libc::SYS_write
     )
+}
+
+/// Calls that block signals in their own way, which ends with the first call that is
+/// injected: which handler may end them is known when they are issued again.
+fn has_own_mask(nr: i64, regs: &Regs) -> bool {
+    match nr {
+        libc::SYS_rt_sigsuspend => true,
+        libc::SYS_ppoll => regs.r10 != 0,
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => regs.r8 != 0,
+        libc::SYS_pselect6 | SYS_IO_PGETEVENTS => regs.r9 != 0,
+        _ => false,
+    }
 }
 
 fn rseq(task: &Stopped, regs: &mut Regs) -> Result<Option<RseqEntry>> {
@@ -372,6 +442,40 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_is_issued_again_can_still_be_ended_by_a_handler() {
+        for (ret, last, end) in [
+            (-512, -512, -512),
+            (-514, -514, -514),
+            (-516, -516, -514),
+            (-4, -514, -514),
+        ] {
+            let mut r = regs(libc::SYS_epoll_wait, ret);
+            let Some(Rewound::Open(open)) = rewind(HostPid(1), &mut r, None) else {
+                panic!("{ret}: nothing is open");
+            };
+            let o = &open.last;
+            assert_eq!((o.rip, o.rax.cast_signed()), (0x1002, last), "{ret}");
+            assert_eq!(
+                (o.orig_rax.cast_signed(), open.end),
+                (libc::SYS_epoll_wait, end)
+            );
+            let settled = Settled {
+                regs: r,
+                rseq: None,
+                undecided: None,
+                open: Some(open),
+            };
+            let mut record = gpregs(&settled.recorded());
+            record.cs = CS_64;
+            let back = super::super::rebuild::regs(crate::base::NsPid(1), &record).unwrap();
+            assert_eq!((back.rip, back.rax.cast_signed()), (0x1002, end), "{ret}");
+            assert_eq!(back.orig_rax.cast_signed(), libc::SYS_epoll_wait);
+        }
+        let mut r = regs(libc::SYS_read, -513);
+        assert!(rewind(HostPid(1), &mut r, None).is_none());
+    }
+
+    #[test]
     fn a_sleep_goes_on_for_the_time_that_was_left() {
         let mut r = regs(libc::SYS_nanosleep, -516);
         (r.rdi, r.rsi) = (0x10, 0x20);
@@ -383,11 +487,15 @@ mod tests {
     fn a_pending_handler_sees_the_interruption_that_the_kernel_would_show() {
         let settled = |ret, restarts: bool| {
             let mut regs = regs(libc::SYS_read, ret);
-            let undecided = rewind(HostPid(1), &mut regs, Some(10));
+            let undecided = match rewind(HostPid(1), &mut regs, Some(10)) {
+                Some(Rewound::Undecided(u)) => Some(u),
+                Some(Rewound::Open(_)) | None => None,
+            };
             let mut settled = Settled {
                 regs,
                 rseq: None,
                 undecided,
+                open: None,
             };
             settled.decide(|signal| restarts && signal == 10);
             (settled.regs.rip, settled.regs.rax.cast_signed())

@@ -24,7 +24,8 @@ const SYSCALL_INSN_LEN: u64 = 2;
 
 /// The general registers of a record. A call that was interrupted, and that
 /// whoever made the image did not rewind, is rewound (or fails with EINTR where
-/// only the kernel knew how to go on).
+/// only the kernel knew how to go on). One that our capture has rewound is given to
+/// the kernel: if a handler comes before the thread goes on, it ends the call.
 ///
 /// # Errors
 /// 32-bit code is refused.
@@ -35,7 +36,7 @@ pub fn regs(tid: NsPid, e: &UserX86RegsEntry) -> Result<Regs> {
             "it runs 32-bit code, which is not carried",
         ));
     }
-    let (mut ax, mut ip) = (e.ax, e.ip);
+    let (mut ax, mut ip, mut orig_ax) = (e.ax, e.ip, u64::MAX);
     if let Ok(nr) = i64::try_from(e.orig_ax) {
         match e.ax.cast_signed() {
             ERESTARTNOHAND..=ERESTARTSYS => {
@@ -45,6 +46,9 @@ pub fn regs(tid: NsPid, e: &UserX86RegsEntry) -> Result<Regs> {
             ERESTART_RESTARTBLOCK => ax = (-EINTR).cast_unsigned(),
             _ => {}
         }
+    } else if matches!(e.orig_ax.cast_signed(), ERESTARTSYS | ERESTARTNOHAND) {
+        (orig_ax, ax) = (e.ax, e.orig_ax);
+        ip = ip.wrapping_add(SYSCALL_INSN_LEN);
     }
     Ok(Regs {
         r15: e.r15,
@@ -62,8 +66,8 @@ pub fn regs(tid: NsPid, e: &UserX86RegsEntry) -> Result<Regs> {
         rdx: e.dx,
         rsi: e.si,
         rdi: e.di,
-        // not in a system call: nothing for the kernel to restart
-        orig_rax: u64::MAX,
+        // else not in a system call: nothing for the kernel to restart
+        orig_rax: orig_ax,
         rip: ip,
         cs: e.cs,
         eflags: e.flags,
