@@ -151,7 +151,10 @@ fn epoch_run(
     let first = control.hear(left)?;
     match first.kind {
         Kind::Resumed => *lost_since = None,
-        Kind::Aborted => return Ok(End::Aborted(told(&first))),
+        // Once it ran there, it never goes back.
+        Kind::Aborted if resumed_at.is_none() => {
+            return Ok(End::Aborted(told(&first)));
+        }
         other => return Err(Error::peer(format!("receive {other:?}"), "out of order")),
     }
     if let Some(mut c) = clock.take() {

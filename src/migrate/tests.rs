@@ -2,6 +2,7 @@
 //! in place of the kernel, and (in [`cuts`]) a wire that is cut anywhere.
 
 mod cuts;
+mod liar;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
