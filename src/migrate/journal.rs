@@ -20,7 +20,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -190,38 +190,47 @@ impl Journal {
         let path = path_of(dir, facts.side, &facts.id)?;
         let what = || format!("start journal {}", path.display());
         make_dir(dir)?;
+        // It appears whole and owned: somebody else may look for journals now, and we
+        // may be killed.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = dir.join(format!(".{name}.{}", std::process::id()));
+        // Of one that had our number, and was killed here.
+        let _ = fs::remove_file(&aside);
         let file = OpenOptions::new()
             .append(true)
             .read(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path);
-        let file = match file {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::caller(
-                    format!("start migration of {}", facts.id),
-                    format!(
-                        "an earlier one is not settled ({}); see dunlin resolve --list",
-                        path.display()
-                    ),
-                ));
-            }
-            other => other.context(what)?,
-        };
-        let file = lock(file, &path)?;
+            .open(&aside)
+            .context(what)?;
         let mut j = Self {
-            file,
+            file: lock(file, &aside)?,
             path,
             facts: facts.clone(),
             phase: Phase::Prepared,
         };
-        j.append(&Record {
+        let first = Record {
             phase: Phase::Prepared,
             at: now_ms(),
             facts: Some(facts),
             note: None,
-        })?;
-        j.sync()?;
+        };
+        let begun = j.append(&first).and_then(|()| j.sync());
+        let linked = fs::hard_link(&aside, &j.path);
+        let _ = fs::remove_file(&aside);
+        begun?;
+        match linked {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::caller(
+                    format!("start migration of {}", j.facts.id),
+                    format!(
+                        "an earlier one is not settled ({}); see dunlin resolve --list",
+                        j.path.display()
+                    ),
+                ));
+            }
+            other => other.context(|| format!("start journal {}", j.path.display()))?,
+        }
         let parent = File::open(dir).context(|| format!("open {}", dir.display()))?;
         parent
             .sync_all()
@@ -240,6 +249,7 @@ impl Journal {
             .open(path)
             .context(|| format!("open journal {}", path.display()))?;
         let mut file = lock(file, path)?;
+        is_there(&file, path)?;
         let story = read_from(&mut file, path)?;
         let j = Self {
             file,
@@ -388,6 +398,18 @@ fn lock(file: File, path: &Path) -> Result<Flock<File>> {
     })
 }
 
+/// Between the opening and the lock its owner may have settled it: what it tells has
+/// been done, and the container may be another by now.
+fn is_there(file: &File, path: &Path) -> Result<()> {
+    let what = || format!("take over journal {}", path.display());
+    let ours = file.metadata().context(what)?;
+    match fs::metadata(path) {
+        Ok(m) if (m.dev(), m.ino()) == (ours.dev(), ours.ino()) => Ok(()),
+        Ok(_) => Err(Error::caller(what(), "it is another one by now")),
+        Err(e) => Err(Error::os(what(), e)),
+    }
+}
+
 fn read_from(file: &mut File, path: &Path) -> Result<Story> {
     let mut text = Vec::new();
     file.take(MAX + 1)
@@ -455,105 +477,5 @@ fn now_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn facts(side: Side) -> Facts {
-        Facts {
-            side,
-            id: "c1".into(),
-            session: "00".into(),
-            peer: "peer".into(),
-            port: serde_json::json!({"cgroup": "/x"}),
-        }
-    }
-
-    #[test]
-    fn what_was_recorded_is_read_back_after_the_owner_died() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut j = Journal::create(dir.path(), facts(Side::Source)).unwrap();
-        let path = path_of(dir.path(), Side::Source, "c1").unwrap();
-        assert!(is_owned(&path).unwrap());
-        j.note(serde_json::json!("held")).unwrap();
-        j.advance(Phase::Granted).unwrap();
-        assert!(Journal::take_over(&path).is_err(), "its owner lives");
-        drop(j);
-        let (j, story) = Journal::take_over(&path).unwrap();
-        assert_eq!(story.phase, Phase::Granted);
-        assert_eq!(story.note, Some(serde_json::json!("held")));
-        assert_eq!(story.facts, facts(Side::Source));
-        j.settle().unwrap();
-        assert!(list(dir.path()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_second_migration_of_an_unsettled_container_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Journal::create(dir.path(), facts(Side::Source)).unwrap());
-        let e = Journal::create(dir.path(), facts(Side::Source)).unwrap_err();
-        assert!(e.to_string().contains("dunlin resolve"), "{e}");
-        Journal::create(dir.path(), facts(Side::Destination)).unwrap();
-    }
-
-    #[test]
-    fn illegal_moves_are_refused_and_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut j = Journal::create(dir.path(), facts(Side::Destination)).unwrap();
-        assert!(j.advance(Phase::Granted).is_err());
-        j.advance(Phase::Resuming).unwrap();
-        assert!(j.advance(Phase::Aborted).is_err(), "may have run");
-        let path = path_of(dir.path(), Side::Destination, "c1").unwrap();
-        assert_eq!(read(&path).unwrap().phase, Phase::Resuming);
-    }
-
-    #[test]
-    fn journals_are_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let sub = dir.path().join("state");
-        Journal::create(&sub, facts(Side::Source)).unwrap();
-        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&sub), 0o700);
-        assert_eq!(mode(&sub.join("c1.source")), 0o600);
-    }
-
-    #[test]
-    fn an_id_that_leaves_the_directory_is_refused() {
-        for id in ["", "..", "a/b", ".x", "a\nb"] {
-            assert!(path_of(Path::new("/run/dunlin"), Side::Source, id).is_err());
-        }
-    }
-
-    fn whole() -> Vec<u8> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut j = Journal::create(dir.path(), facts(Side::Source)).unwrap();
-        for p in [Phase::Granted, Phase::Resumed, Phase::Complete] {
-            j.advance(p).unwrap();
-        }
-        fs::read(dir.path().join("c1.source")).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn a_torn_journal_tells_a_prefix_of_the_story(cut in any::<prop::sample::Index>()) {
-            let text = whole();
-            let cut = cut.index(text.len());
-            let lines = text[..cut].iter().filter(|b| **b == b'\n').count();
-            let want = [None, Some(Phase::Prepared), Some(Phase::Granted), Some(Phase::Resumed)];
-            prop_assert_eq!(parse(&text[..cut]).ok().map(|s| s.phase), want[lines]);
-        }
-
-        #[test]
-        fn a_flipped_bit_never_moves_the_story_forward(bit in any::<prop::sample::Index>()) {
-            let mut text = whole();
-            let bit = bit.index(text.len() * 8);
-            text[bit / 8] ^= 1 << (bit % 8);
-            if let Ok(s) = parse(&text) {
-                // Hex digits have two cases; anything else must not pass.
-                prop_assert!(s.phase <= Phase::Complete);
-                prop_assert_eq!(s.facts, facts(Side::Source));
-            }
-        }
-    }
-}
+#[path = "journal/tests.rs"]
+mod tests;

@@ -31,11 +31,16 @@ const EXPORTER: &[u8] = b"EXPORTER-dunlin-lane";
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
+/// Most bytes of a body before its sender has proved that it knows the secret.
+const STRANGER: usize = 1 << 10;
+
 /// The receiving half of a lane.
 pub struct Reader {
     io: ReadHalf<Box<dyn Duplex>>,
     spare: Vec<u8>,
     peer: SocketAddr,
+    /// Most bytes of a body, beside the limit of its kind.
+    most: usize,
 }
 
 /// The sending half of a lane.
@@ -75,6 +80,10 @@ impl Reader {
             linked(rest, || format!("receive frame header from {}", self.peer))?;
         }
         let header = Header::parse(&head)?;
+        if header.len > self.most {
+            let why = format!("{:?} of {} bytes, unproved", header.kind, header.len);
+            return Err(Error::peer(format!("receive from {}", self.peer), why));
+        }
         let mut body = std::mem::take(&mut self.spare);
         // Bounded by the limit of the kind, which `parse` has checked.
         body.clear();
@@ -193,13 +202,14 @@ fn linked<T>(done: std::io::Result<T>, what: impl FnOnce() -> String) -> Result<
     done.map_err(|e| Error::os(what(), e).blamed(Blame::Link))
 }
 
-fn halves(io: Box<dyn Duplex>, peer: SocketAddr) -> (Reader, Writer) {
+fn halves(io: Box<dyn Duplex>, peer: SocketAddr, most: usize) -> (Reader, Writer) {
     let (r, w) = tokio::io::split(io);
     (
         Reader {
             io: r,
             spare: Vec::new(),
             peer,
+            most,
         },
         Writer {
             io: w,
@@ -262,7 +272,7 @@ async fn open_inner(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Re
             Box::new(s)
         }
     };
-    let (mut reader, mut writer) = halves(io, to);
+    let (mut reader, mut writer) = halves(io, to, Kind::Failure.limit());
     let nonce: [u8; 32] = random()?;
     let hello = Hello {
         versions: vec![u32::from(frame::VERSION)],
@@ -285,6 +295,7 @@ async fn open_inner(to: SocketAddr, token: &Token, lane: Lane, epoch: u64) -> Re
     writer.send(Kind::Proof, &Proof { mac }).await?;
     let w: Proof = expect_kind(&mut reader, Kind::Welcome).await?;
     proofs.check(Side::Receiver, &w.mac)?;
+    reader.most = usize::MAX;
     Ok(Opened {
         lane,
         epoch,
@@ -342,7 +353,7 @@ async fn accept_inner(
             Box::new(s)
         }
     };
-    let (mut reader, mut writer) = halves(io, peer);
+    let (mut reader, mut writer) = halves(io, peer, STRANGER);
     match prove(&mut reader, &mut writer, token, &channel, admit).await {
         Ok((lane, epoch)) => Ok(Opened {
             lane,
@@ -399,6 +410,7 @@ async fn prove(
     let p: Proof = expect_kind(reader, Kind::Proof).await?;
     let proofs = token.lane(lane, h.epoch, &h.nonce, &nonce, channel);
     proofs.check(Side::Source, &p.mac)?;
+    reader.most = usize::MAX;
     if h.session != token.session {
         return Err(Error::peer("open lane", "another session"));
     }

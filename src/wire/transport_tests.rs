@@ -67,6 +67,26 @@ fn a_lane_opens_with_the_secret_and_carries_frames_with_and_without_tls() {
 }
 
 #[test]
+fn whoever_has_proved_nothing_makes_nobody_wait_for_or_make_room_for_more_than_a_kilobyte() {
+    run(async {
+        let p = Pair::new(true).await;
+        let body = vec![0; 1 << 20];
+        let mut b = Builder::new(Kind::Offer, Vec::new());
+        b.buf().extend_from_slice(&body);
+        let frame = b.finish().unwrap();
+        let stranger = async {
+            let mut s = TcpStream::connect(p.at).await.unwrap();
+            // The header only: whoever believes it waits for the rest.
+            s.write_all(&frame[..HEADER]).await.unwrap();
+            s
+        };
+        let (_open, taken) = tokio::join!(stranger, p.accept());
+        let e = taken.unwrap_err().to_string();
+        assert!(e.contains("1048576 bytes, unproved"), "{e}");
+    });
+}
+
+#[test]
 fn a_wrong_secret_is_refused_by_both_ends() {
     run(async {
         let p = Pair::new(true).await;
@@ -169,7 +189,7 @@ fn a_source_without_a_common_version_is_told_so() {
         };
         let old = async {
             let tcp = TcpStream::connect(p.at).await.unwrap();
-            let (mut r, mut w) = halves(Box::new(tcp), p.at);
+            let (mut r, mut w) = halves(Box::new(tcp), p.at, usize::MAX);
             w.send(Kind::Hello, &hello).await.unwrap();
             told(&r.expect(HANDSHAKE).await.unwrap()).to_string()
         };
@@ -190,7 +210,7 @@ fn a_connection_cut_inside_a_frame_is_an_error_and_between_frames_the_end() {
         };
         let take = async {
             let (tcp, peer) = p.listener.accept().await.unwrap();
-            halves(Box::new(tcp), peer).0.next().await
+            halves(Box::new(tcp), peer, usize::MAX).0.next().await
         };
         let (r, ()) = tokio::join!(take, cut);
         assert!(r.unwrap_err().to_string().contains("receive Ready"));
