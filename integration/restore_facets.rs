@@ -128,11 +128,7 @@ fn a_signal_that_comes_in_the_pause_ends_the_call_that_it_finds() {
         "pause", "poll", "epoll", "sleep", "suspend", "read", "restart",
     ] {
         let scratch = Scratch::new("late-signal");
-        let script = scratch.join("script");
-        let asks =
-            "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != $STAGE ] || kill -USR1 $CRTOOLS_INIT_PID\n";
-        fs::write(&script, asks).expect("write a script");
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it a program");
+        let script = action(&scratch, "kill -USR1 $CRTOOLS_INIT_PID");
         let through = |mut command: Command, stage| {
             must(
                 command
@@ -174,6 +170,70 @@ fn asleep(scratch: &Scratch, program: &Path, facet: &str) -> Held {
     let stat = PathBuf::from(format!("/proc/{}/stat", held.pid));
     wait_file(&stat, PATIENCE, |text| text.contains(") S "));
     held
+}
+
+/// As if it had been killed the moment after: its parent is told, and the restore is
+/// none that failed while others run already.
+#[test]
+fn a_task_that_is_killed_before_it_goes_on_ends_alone() {
+    needs!(root, gcc);
+    adopt_orphans();
+    let scratch = Scratch::new("killed-early");
+    let program = compile("mourner", MOURNER);
+    let held = Held::start(&scratch, &[], &program, "mourner");
+    let images = images_of(&scratch, &held);
+    let tasks = Tasks(descendants(held.pid.as_raw()));
+    dump(&dunlin(), &["criu"], held.pid, &images);
+    Held::are_gone(&tasks.0);
+    let script = action(
+        &scratch,
+        "kill -KILL $(cat /proc/$CRTOOLS_INIT_PID/task/$CRTOOLS_INIT_PID/children)",
+    );
+    let mut command = restoring(&images);
+    must(
+        command
+            .env("STAGE", "post-restore")
+            .arg("--action-script")
+            .arg(script),
+    );
+    held.is_asked();
+}
+
+/// Asked, it waits for its child, which must have been killed.
+const MOURNER: &str = r#"
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+int main(void) {
+	sigset_t asked;
+	int status = 0;
+
+	sigemptyset(&asked);
+	sigaddset(&asked, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &asked, NULL);
+	if (!fork())
+		for (;;)
+			pause();
+	printf("ready\n");
+	fflush(stdout);
+	while (sigwaitinfo(&asked, NULL) != SIGUSR1)
+		;
+	wait(&status);
+	printf(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? "right\n" : "wrong\n");
+	fflush(stdout);
+	return 0;
+}
+"#;
+
+/// An action script that does something at the stage `$STAGE`.
+fn action(scratch: &Scratch, what: &str) -> PathBuf {
+    let script = scratch.join("script");
+    let text = format!("#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != $STAGE ] || {what}\n");
+    fs::write(&script, text).expect("write a script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it a program");
+    script
 }
 
 /// In one system call, for SIGUSR1; "restart" is a read(2) that goes on after it.

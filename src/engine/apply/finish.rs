@@ -1,5 +1,7 @@
 //! The last steps: timers run, registers are set, the loop goes, all go on.
 
+use std::time::Duration;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -10,11 +12,13 @@ use crate::engine::plan::task::Thread;
 use crate::memory::Job;
 use crate::objects::task::rebuild::State;
 use crate::objects::{signals, thread, timers};
-use crate::sys::ptrace::Stopped;
+use crate::sys::ptrace::{self, Stopped};
 use crate::sys::steer::{Batch, Steered};
 use crate::sys::vm;
 
 const RSEQ_CS_AT: u64 = 8;
+/// How long killed tasks may take to end.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// All tasks as they were, stopped only by us.
 #[derive(Debug)]
@@ -127,21 +131,35 @@ impl Build<'_> {
 }
 
 impl Ready {
-    /// Lets all go. After the first one there is no way back.
+    /// Lets all go. After the first one there is no way back: a task that has been
+    /// killed meanwhile might as well have been killed the moment after.
     ///
     /// # Errors
-    /// Tasks that died meanwhile.
+    /// None is left to go on; a failure that is not such a death.
     pub(in crate::engine) fn release(mut self) -> Result<()> {
         for (pid, signal) in std::mem::take(&mut self.stop) {
             kill(pid, signal).context(|| format!("stop task {pid} again"))?;
         }
         self.made.0.clear();
-        let mut failed = None;
-        for t in std::mem::take(&mut self.threads) {
-            if let Err(e) = t.detach(0) {
-                failed.get_or_insert(e);
+        let (mut failed, mut gone) = (None, Vec::new());
+        let threads = std::mem::take(&mut self.threads);
+        let all = threads.len();
+        for t in threads {
+            let tid = t.tid();
+            match t.detach(0) {
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                    tracing::warn!("task {tid} was killed before it went on");
+                    gone.push(tid);
+                }
+                Err(e) => drop(failed.get_or_insert(e)),
+                Ok(()) => {}
             }
         }
+        if gone.len() == all {
+            failed.get_or_insert(Error::errno("let the tasks go on", libc::ESRCH));
+        }
+        // only then are their parents told
+        ptrace::reap_all(gone, DEATH);
         failed.map_or(Ok(()), Err)
     }
 }
