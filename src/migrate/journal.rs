@@ -152,14 +152,15 @@ pub struct Story {
 pub fn path_of(dir: &Path, side: Side, id: &str) -> Result<PathBuf> {
     let plain = !id.is_empty()
         && id.len() <= 200
-        && !id.starts_with('.')
+        // nor what runc would take for an option
+        && !id.starts_with(['.', '-'])
         && id
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
     if !plain {
         return Err(Error::caller(
             format!("container id {id:?}"),
-            "only letters, digits and ._+- are allowed",
+            "only letters, digits and ._+- are allowed, and neither . nor - at its beginning",
         ));
     }
     let side = match side {

@@ -274,7 +274,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 pub(super) fn state_file(root: &Path, id: &str) -> Result<PathBuf> {
-    if id.is_empty() || id.contains('/') || id.starts_with('.') {
+    if id.is_empty() || id.contains('/') || id.starts_with(['.', '-']) {
         return Err(Error::caller(format!("container id {id:?}"), "is none"));
     }
     Ok(root.join(id).join("state.json"))
@@ -385,7 +385,10 @@ mod tests {
         let e = Container::load(dir.path(), "nobody").unwrap_err();
         assert!(e.to_string().contains("nobody"), "{e}");
         assert!(e.to_string().contains("does not exist"), "{e}");
-        assert!(Container::load(dir.path(), "../x").is_err());
+        for id in ["../x", "", ".x", "--all"] {
+            let e = Container::load(dir.path(), id).unwrap_err().to_string();
+            assert!(e.starts_with("container id"), "{e}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Section;
 use super::areas::{self, Memory};
 use super::files::{self, Descriptor, Names};
 use super::spaces::{self, CgroupPlace, Mount, Namespace};
+use crate::base::limits::MAX_TASKS;
 use crate::base::{Error, Result, ResultExt};
 use crate::image::records::{
     CoreEntry, FsEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, SeccompMode,
@@ -107,8 +108,14 @@ impl Report {
     pub(super) fn of(set: &Set) -> Result<Self> {
         let names = Names::of(set)?;
         let entries: Vec<PstreeEntry> = set.all(Kind::Pstree, 0)?;
-        let mut tasks: Vec<Task> = Vec::with_capacity(entries.len());
+        let mut tasks: Vec<Task> = Vec::new();
         for entry in entries {
+            if entry.threads.len() > MAX_TASKS || tasks.len() >= MAX_TASKS {
+                return Err(Error::image(
+                    Kind::Pstree.file_name(0),
+                    format!("has more than {MAX_TASKS} tasks or threads"),
+                ));
+            }
             let depth = tasks
                 .iter()
                 .find(|task| task.pid == entry.ppid)

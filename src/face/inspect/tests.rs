@@ -261,6 +261,19 @@ fn a_directory_without_an_image_is_refused() {
 }
 
 #[test]
+fn a_tree_without_end_is_refused() {
+    let mut set = Set::new();
+    let task = PstreeEntry {
+        pid: 1,
+        threads: vec![1; crate::base::limits::MAX_TASKS + 1],
+        ..Default::default()
+    };
+    set.push(Kind::Pstree, 0, &task);
+    let e = Report::of(&set).unwrap_err().to_string();
+    assert!(e.starts_with("pstree.img: has more than"), "{e}");
+}
+
+#[test]
 fn tasks_come_right_behind_their_parents() {
     let mut set = Set::new();
     for (pid, ppid) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 3), (6, 2)] {

@@ -97,8 +97,8 @@ fn journals_are_private() {
 }
 
 #[test]
-fn an_id_that_leaves_the_directory_is_refused() {
-    for id in ["", "..", "a/b", ".x", "a\nb"] {
+fn an_id_that_leaves_the_directory_or_looks_like_an_option_is_refused() {
+    for id in ["", "..", "a/b", ".x", "--all", "a\nb"] {
         assert!(path_of(Path::new("/run/dunlin"), Side::Source, id).is_err());
     }
 }
