@@ -1,13 +1,15 @@
 //! Who may open which lane when: the receiver's door. One session, one control
 //! lane an epoch, epochs only forwards and only after READY.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
 use crate::base::{Error, Result};
@@ -18,7 +20,8 @@ use crate::wire::transport::{Opened, accept};
 
 /// Most bulk lanes of an epoch.
 pub const MAX_BULK: u32 = 8;
-/// Most connections that have not proved anything yet.
+/// Most connections that have not proved anything yet. The oldest goes when another
+/// one comes: who only connects must not keep the source out.
 const MAX_STRANGERS: usize = 16;
 
 #[derive(Debug, Default)]
@@ -91,6 +94,28 @@ impl Gate {
     }
 }
 
+/// Connections whose openers have not proved the secret, oldest first.
+#[derive(Default)]
+struct Strangers(VecDeque<(Arc<AtomicBool>, AbortHandle)>);
+
+impl Strangers {
+    /// Room for another one, which tells in the returned flag that it has proved it.
+    fn make_room(&mut self) -> Arc<AtomicBool> {
+        self.0
+            .retain(|(proved, task)| !proved.load(Ordering::Acquire) && !task.is_finished());
+        while self.0.len() >= MAX_STRANGERS
+            && let Some((_, oldest)) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        Arc::default()
+    }
+
+    fn add(&mut self, proved: Arc<AtomicBool>, task: AbortHandle) {
+        self.0.push_back((proved, task));
+    }
+}
+
 /// Accepts connections for as long as the returned channel lives; what proves
 /// the secret and is admitted comes out of it.
 pub fn listen(
@@ -100,7 +125,7 @@ pub fn listen(
     gate: Gate,
 ) -> Receiver<Opened> {
     let (tx, rx) = channel(32);
-    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+    let mut strangers = Strangers::default();
     tokio::spawn(async move {
         loop {
             let (tcp, peer): (_, SocketAddr) = tokio::select! {
@@ -115,13 +140,16 @@ pub fn listen(
                     }
                 },
             };
-            let Ok(place) = Arc::clone(&strangers).acquire_owned().await else {
-                return;
-            };
+            let proved = strangers.make_room();
+            let tells = Arc::clone(&proved);
             let (tx, token, identity, gate) =
                 (tx.clone(), token.clone(), identity.clone(), gate.clone());
-            tokio::spawn(async move {
-                let admit = |lane, epoch| gate.admit(lane, epoch);
+            let task = tokio::spawn(async move {
+                let admit = |lane, epoch| {
+                    // Before anything that could be waited for.
+                    tells.store(true, Ordering::Release);
+                    gate.admit(lane, epoch)
+                };
                 match accept(tcp, peer, &token, identity.as_ref(), admit).await {
                     Ok(lane) => {
                         debug!(%peer, lane = ?lane.lane, epoch = lane.epoch, "lane open");
@@ -130,8 +158,8 @@ pub fn listen(
                     }
                     Err(e) => warn!("{e}"),
                 }
-                drop(place);
             });
+            strangers.add(proved, task.abort_handle());
         }
     });
     rx
@@ -162,5 +190,28 @@ mod tests {
         g.admit(Lane::Fault, 5).unwrap();
         g.close();
         assert!(g.admit(Lane::Control, 6).is_err());
+    }
+
+    #[test]
+    fn who_only_connects_does_not_keep_the_source_out() {
+        let rt = crate::migrate::runtime().unwrap();
+        rt.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let token = Token::fresh(None).unwrap();
+            let gate = Gate::default();
+            let mut lanes = listen(listener, token.clone(), None, gate);
+            let mut idle = Vec::new();
+            for _ in 0..3 * MAX_STRANGERS {
+                idle.push(tokio::net::TcpStream::connect(at).await.unwrap());
+            }
+            let begun = std::time::Instant::now();
+            let _lane = crate::wire::transport::open(at, &token, Lane::Control, 1)
+                .await
+                .unwrap();
+            assert_eq!(lanes.recv().await.unwrap().lane, Lane::Control);
+            // Not only when their time was over.
+            assert!(begun.elapsed() < crate::wire::transport::HANDSHAKE / 2);
+        });
     }
 }

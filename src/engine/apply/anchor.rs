@@ -24,35 +24,38 @@ impl Build<'_> {
             Some(a) => a,
             None => Anchor::new()?,
         };
-        match self.held_by(pid, &anchor) {
+        match self.held_by(pid, &anchor)? {
             Ok(()) => anchor.keep(uffd.as_fd())?,
-            Err(e) if is_denied(&e) => {
-                warn!("task {pid} holds no anchor of its memory: {e}");
-            }
-            Err(e) => return Err(e),
+            Err(denied) => warn!("task {pid} holds no anchor of its memory: {denied}"),
         }
         self.left.anchor = Some(anchor);
         Ok(())
     }
 
-    fn held_by(&mut self, pid: NsPid, anchor: &Anchor) -> Result<()> {
+    /// What the kernel does not allow is inside.
+    fn held_by(&mut self, pid: NsPid, anchor: &Anchor) -> Result<Result<()>> {
         let service = self.service;
         let queue = anchor.queue().as_raw_fd();
         let live = self.live(pid)?;
         let mut b = Batch::new();
         let context = b.buffer(8);
-        b.call(
+        let setup = b.try_call(
             "io_setup",
             libc::SYS_io_setup,
             &[1.into(), Arg::Buf(context)],
         );
+        let made = live.leader.run(&b)?;
+        if let Err(e) = done("io_setup", made.ret(setup)) {
+            return Ok(Err(e));
+        }
+        let context = made.u64_at(context, 0);
+        let mut b = Batch::new();
         let fd = b.call(
             "pidfd_getfd",
             libc::SYS_pidfd_getfd,
             &[service.into(), queue.into(), 0.into()],
         );
-        let made = live.leader.run(&b)?;
-        let (context, fd) = (made.u64_at(context, 0), made.ret(fd));
+        let fd = live.leader.run(&b)?.ret(fd);
         let fd =
             i32::try_from(fd).map_err(|_| Error::bug("pidfd_getfd", format!("returned {fd}")))?;
         let maps = procfs::maps(live.host)?;
@@ -62,7 +65,7 @@ impl Build<'_> {
         let request = b.bytes(&aio::until_its_end(fd));
         let list = b.buffer(8);
         b.patch(list, 0, Arg::Buf(request));
-        b.call(
+        let submit = b.try_call(
             "io_submit",
             libc::SYS_io_submit,
             &[context.into(), 1.into(), Arg::Buf(list)],
@@ -74,11 +77,15 @@ impl Build<'_> {
             libc::SYS_munmap,
             &[context.into(), ring.range.len().into()],
         );
-        live.leader.run(&b).map(drop)
+        let made = live.leader.run(&b)?;
+        Ok(done("io_submit", made.ret(submit)))
     }
 }
 
-/// io_setup(2): not built in, or the limit of the machine is reached.
-fn is_denied(e: &Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EAGAIN))
+/// What a call returned: not built in, not allowed, none left, or done.
+fn done(call: &str, returned: i64) -> Result<()> {
+    match i32::try_from(-returned) {
+        Ok(errno) if errno > 0 => Err(Error::errno(call, errno)),
+        _ => Ok(()),
+    }
 }
