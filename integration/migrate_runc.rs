@@ -122,6 +122,23 @@ fn guard_pages_that_are_made_in_the_moment_of_the_freeze_move_too() {
     assert!((4096..20_000).contains(&pages), "{pages} pages");
 }
 
+/// Areas that come in the last moment are told by what they join with, or read anew:
+/// either way the program finds them as it made them.
+#[test]
+fn areas_that_come_and_go_all_the_time_move_as_they_are() {
+    needs!(root, runc, gcc);
+    let args = ["/bin/churn", "96"];
+    let m = Move::of("mig-churn", &sample("churn"), &args, |_| ());
+    let said = m.scratch.join("said");
+    let (source, receiver) = m.both(&["--output", said.to_str().unwrap()], &[]);
+    assert!(source.ok, "{}\n{}", source.text, receiver.text);
+    for turn in ["turn 1", "turn 2"] {
+        must(m.there.command().args(["kill", &m.container.id, "USR1"]));
+        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
+        assert!(!text.contains("wrong"), "{text}");
+    }
+}
+
 #[test]
 fn a_container_moves_without_tls_when_both_ends_say_so() {
     needs!(root, runc);

@@ -375,6 +375,24 @@ impl Tree {
         result
     }
 
+    /// One call in the process number `index`, without the loop: its result, a negative
+    /// errno if it failed. `None` when each of its threads has a signal to handle
+    /// first.
+    ///
+    /// # Errors
+    /// It died, or does something else than the call.
+    pub fn call(&mut self, index: usize, insn: u64, nr: i64, args: &[u64]) -> Result<Option<i64>> {
+        let Some(Body::Alive(alive)) = self.processes.get_mut(index).map(|p| &mut p.body) else {
+            return Err(Error::bug("call", "no such live process"));
+        };
+        let mut threads = alive.threads.iter_mut();
+        let free = threads.find(|t| !t.settled.is_undecided());
+        match free.and_then(|t| t.stopped.as_mut()) {
+            Some(stopped) => steer::once(stopped, insn, nr, args).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Settles the calls in the process number `index` that waited for the signal
     /// actions to be known ([`Settled::decide`]).
     ///

@@ -19,6 +19,7 @@ pub mod vm;
 pub mod kcmp;
 pub mod uffd;
 pub mod pagemap;
+pub mod procmap;
 pub mod sched;
 pub mod ns;
 pub mod mounts;

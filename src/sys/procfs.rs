@@ -33,6 +33,8 @@ pub struct Stat {
     pub threads: u64,
     /// Start time, clock ticks since boot: with the pid, an identity.
     pub start_time: u64,
+    /// Memory that is present, bytes, about right.
+    pub resident: u64,
     /// Code start and end.
     pub start_code: u64,
     /// Code end.
@@ -105,6 +107,8 @@ pub struct Status {
     pub shd_pnd: u64,
     /// Pending for the thread.
     pub sig_pnd: u64,
+    /// Locked memory, KiB.
+    pub locked_kib: u64,
 }
 
 /// One line of `/proc/PID/maps`.
@@ -182,6 +186,7 @@ fn parse_stat(raw: &[u8]) -> Option<Stat> {
         nice: f.get(19 - 3)?.parse().ok()?,
         threads: n(20)?,
         start_time: n(22)?,
+        resident: n(24)?.saturating_mul(PAGE_SIZE),
         start_code: n(26)?,
         end_code: n(27)?,
         start_stack: n(28)?,
@@ -262,6 +267,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "SigCgt" => s.sig_cgt = hex(v)?,
             "ShdPnd" => s.shd_pnd = hex(v)?,
             "SigPnd" => s.sig_pnd = hex(v)?,
+            "VmLck" => s.locked_kib = v.strip_suffix(" kB")?.parse().ok()?,
             _ => {}
         }
     }

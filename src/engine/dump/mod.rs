@@ -11,6 +11,7 @@
 mod pages;
 mod process;
 mod scan;
+mod styles;
 
 pub use pages::{Pages, Run};
 pub use scan::Late;
@@ -88,10 +89,12 @@ impl Frozen {
         // before scripts put their locks into the network that is looked at
         let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         observer.at(Stage::NetworkLock, Some(root))?;
-        let processes = self.tree.processes();
-        let mapped = processes.iter().map(Mapped::read);
+        let all = 0..self.tree.processes().len();
+        let mapped = all.map(|index| Mapped::read(&mut self.tree, index));
         let mapped: Vec<_> = mapped.collect::<Result<_>>()?;
-        let before: Vec<_> = processes
+        let before: Vec<_> = self
+            .tree
+            .processes()
             .iter()
             .map(|p| {
                 p.alive()

@@ -3,10 +3,12 @@
 use std::cmp::Ordering;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use super::super::freeze::{Alive, Process, Thread, Tree};
 use super::pages::{Collector, shared_id};
 use super::scan::Scan;
+use super::styles;
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
 use crate::image::records::{
     CoreEntry, FsEntry, March, MmEntry, SaEntry, SeccompMode, SignalQueueEntry, TaskKobjIdsEntry,
@@ -123,16 +125,19 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    /// `None` for a zombie.
-    pub(super) fn read(process: &Process) -> Result<Option<Self>> {
+    /// The process number `index`; `None` for a zombie.
+    pub(super) fn read(tree: &mut Tree, index: usize) -> Result<Option<Self>> {
+        let process = tree.processes().get(index);
+        let process = process.ok_or_else(|| Error::bug("read areas", "no such process"))?;
+        let (pid, virt) = (process.pid, number(process.virt()));
         let Some(alive) = process.alive() else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            pid: process.pid,
-            virt: number(process.virt()),
-            areas: mm::areas(process.pid, &alive.before)?,
-        }))
+        let before = Arc::clone(&alive.before);
+        let areas = mm::areas(pid, &before, |new, all| {
+            styles::find(tree, index, new, all, &before)
+        })?;
+        Ok(Some(Self { pid, virt, areas }))
     }
 }
 

@@ -1,10 +1,11 @@
 //! Areas of an address space, from /proc/PID/maps, with the flags of smaps.
 //!
 //! smaps walks page tables: milliseconds per populated GiB. So it is read before
-//! the freeze, and inside it only maps; where an area is not as it was, smaps is
-//! read again. So it is with guard pages, if the freeze is not to look for them.
+//! the freeze, and inside it only maps; where an area is not as it was, somebody else
+//! may know its flags ([`Style`]), or smaps is read again. So it is with guard pages,
+//! if the freeze is not to look for them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{MAP_DROPPABLE, TASK_SIZE, status};
 use crate::base::{Error, HostPid, PageRange, Result};
@@ -62,6 +63,49 @@ impl Area {
     }
 }
 
+/// The two-letter words of smaps' VmFlags.
+pub type Flags = Vec<[u8; 2]>;
+
+/// Flags that mmap(2) and madvise(2) give an area, and a program does not see.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Style {
+    /// MAP_NORESERVE.
+    pub noreserve: bool,
+    /// madvise(2) advice in force.
+    pub advice: Vec<i32>,
+}
+
+impl Style {
+    /// As smaps would show it.
+    pub fn flags(&self) -> Flags {
+        let advice = ADVICE.iter().filter(|(_, a)| self.advice.contains(a));
+        let words = advice.map(|(word, _)| *word);
+        let words = words.chain(self.noreserve.then_some("nr"));
+        words.filter_map(|w| w.as_bytes().try_into().ok()).collect()
+    }
+
+    /// The style of an area of plain private memory.
+    fn of(map: &Map) -> Option<Self> {
+        let odd = [
+            "gd", "lo", "ht", "um", "uw", "ui", "dp", "sl", "ss", "io", "pf",
+        ];
+        let plain = is_plain(map) && !odd.iter().any(|word| map.has(word));
+        plain.then(|| Self {
+            noreserve: map.has("nr"),
+            advice: ADVICE
+                .iter()
+                .filter(|(word, _)| map.has(word))
+                .map(|(_, advice)| *advice)
+                .collect(),
+        })
+    }
+}
+
+/// Private anonymous memory without a name.
+pub fn is_plain(map: &Map) -> bool {
+    !map.shared && map.ino == 0 && map.dev == (0, 0) && map.name.is_empty()
+}
+
 /// What walks page tables, read while a task still runs: flags of its areas, and
 /// where its guard pages were.
 #[derive(Debug, Clone, Default)]
@@ -107,6 +151,22 @@ impl Before {
         })
     }
 
+    /// Whether some area has this word among its flags.
+    pub fn has(&self, flag: &str) -> bool {
+        self.maps.values().any(|m| m.has(flag))
+    }
+
+    /// The styles of the task's private memory, that of most areas first.
+    pub fn styles(&self) -> Vec<Style> {
+        let mut counts: BTreeMap<Style, usize> = BTreeMap::new();
+        for style in self.maps.values().filter_map(Style::of) {
+            *counts.entry(style).or_default() += 1;
+        }
+        let mut styles: Vec<_> = counts.into_iter().collect();
+        styles.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        styles.into_iter().map(|(style, _)| style).collect()
+    }
+
     /// Where guard pages were in `area`, and the parts of it that nobody looked at.
     pub fn guards(&self, area: PageRange) -> (Vec<PageRange>, Vec<PageRange>) {
         let were = self.guards.iter().filter_map(|g| g.intersect(area));
@@ -132,29 +192,41 @@ impl Before {
     }
 }
 
-/// All areas of a stopped task, in order of address.
+/// All areas of a stopped task, in order of address. `find` says of areas that are
+/// not as they were, among all areas, what their flags are; an empty answer: it cannot.
 ///
 /// # Errors
-/// Areas of a kind that is not carried are refused by name.
-pub fn areas(pid: HostPid, before: &Before) -> Result<Vec<Area>> {
+/// Areas of a kind that is not carried are refused by name; those of `find`.
+pub fn areas(
+    pid: HostPid,
+    before: &Before,
+    find: impl FnOnce(&[&Map], &[Map]) -> Result<Vec<Flags>>,
+) -> Result<Vec<Area>> {
     let mut maps = procfs::maps(pid)?;
-    let known = maps.iter().all(|m| before.flags(m).is_some());
-    let fresh = if known {
-        None
-    } else {
-        Some(Before::read(pid)?)
-    };
-    let flags = fresh.as_ref().unwrap_or(before);
-    for m in &mut maps {
-        m.flags = match flags.flags(m) {
-            Some(old) => old.flags.clone(),
-            None => {
-                return Err(Error::bug(
-                    format!("read areas of task {pid}"),
-                    format!("{} changed while it was stopped", m.range),
-                ));
-            }
-        };
+    let mut flags: Vec<Option<Flags>> = maps
+        .iter()
+        .map(|m| before.flags(m).map(|old| old.flags.clone()))
+        .collect();
+    let new = || maps.iter().zip(&flags).filter(|(_, f)| f.is_none());
+    let new: Vec<&Map> = new().map(|(m, _)| m).collect();
+    if !new.is_empty() {
+        let found = find(&new, &maps)?;
+        if found.len() == new.len() {
+            let open = flags.iter_mut().filter(|f| f.is_none());
+            open.zip(found).for_each(|(f, found)| *f = Some(found));
+        } else {
+            let fresh = Before::read(pid)?;
+            let read = |m: &Map| fresh.flags(m).map(|now| now.flags.clone());
+            flags = maps.iter().map(read).collect();
+        }
+    }
+    for (m, flags) in maps.iter_mut().zip(flags) {
+        m.flags = flags.ok_or_else(|| {
+            Error::bug(
+                format!("read areas of task {pid}"),
+                format!("{} changed while it was stopped", m.range),
+            )
+        })?;
     }
     maps.into_iter().map(|m| area(pid, m)).collect()
 }
@@ -321,21 +393,24 @@ fn mmap_flags(map: &Map, kind: Kind) -> u32 {
     flags.cast_unsigned()
 }
 
+/// madvise(2) advice that stays in force, as smaps shows it.
+const ADVICE: [(&str, i32); 8] = [
+    ("sr", libc::MADV_SEQUENTIAL),
+    ("rr", libc::MADV_RANDOM),
+    ("dc", libc::MADV_DONTFORK),
+    ("dd", libc::MADV_DONTDUMP),
+    ("mg", libc::MADV_MERGEABLE),
+    ("hg", libc::MADV_HUGEPAGE),
+    ("nh", libc::MADV_NOHUGEPAGE),
+    ("wf", libc::MADV_WIPEONFORK),
+];
+
 /// madvise(2) advice in force, bit n for advice n.
 fn madvise(map: &Map) -> Option<u64> {
-    let bits = [
-        ("sr", libc::MADV_SEQUENTIAL),
-        ("rr", libc::MADV_RANDOM),
-        ("dc", libc::MADV_DONTFORK),
-        ("dd", libc::MADV_DONTDUMP),
-        ("mg", libc::MADV_MERGEABLE),
-        ("hg", libc::MADV_HUGEPAGE),
-        ("nh", libc::MADV_NOHUGEPAGE),
-        ("wf", libc::MADV_WIPEONFORK),
-    ]
-    .iter()
-    .filter(|(word, _)| map.has(word))
-    .fold(0u64, |m, (_, advice)| m | (1 << advice));
+    let bits = ADVICE
+        .iter()
+        .filter(|(word, _)| map.has(word))
+        .fold(0u64, |m, (_, advice)| m | (1 << advice));
     // the kernel's own areas are always marked so, and cannot be advised
     let own = map.name == "[vdso]" || map.name == "[vsyscall]" || map.name.starts_with("[vvar");
     (bits != 0 && !own).then_some(bits)
