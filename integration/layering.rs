@@ -184,6 +184,26 @@ fn unsafe_stands_only_in_sys() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// `println!` and its like panic when nobody reads any more, also in the middle of a
+/// migration; `src/face/out.rs` does not.
+#[test]
+fn nothing_is_printed_in_a_way_that_panics() {
+    let mut wrong = Vec::new();
+    for path in files_below(&top().join("src"), &[".rs"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        let tests = path.components().any(|part| part.as_os_str() == "tests");
+        if tests || path.to_str().is_some_and(|p| p.ends_with("tests.rs")) {
+            continue;
+        }
+        for (line, code) in code_lines(&text).take(production_lines(&text)) {
+            if code.contains("print!(") || code.contains("println!(") {
+                wrong.push(format!("{}:{line}: {}", short(&path), code.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 /// Production lines: up to the tests at the end of the file.
 fn production_lines(text: &str) -> usize {
     let tests = text.lines().position(|line| line.trim() == "#[cfg(test)]");
