@@ -326,7 +326,7 @@ fn restores_at_once_in_one_pid_namespace_do_not_take_each_others_numbers() {
     needs!(root, gcc);
     adopt_orphans();
     let program = compile("orphans", ORPHANS);
-    for round in 0..20 {
+    for round in 0..10 {
         let scratch = Scratch::new("restores-at-once");
         let names = ["one", "two", "three"];
         let held = names.map(|name| Held::start(&scratch, &[], &program, name));
