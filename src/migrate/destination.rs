@@ -29,7 +29,7 @@ use super::control::Control;
 use super::destination_pages;
 use super::gate::{self, Gate};
 use super::guard::Guard;
-use super::images::Images;
+use super::images::{Images, Room};
 use super::journal::{self, Facts, Journal, Phase};
 use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
@@ -91,6 +91,8 @@ pub(super) struct Job<'a> {
     pub(super) lanes: Receiver<Opened>,
     pub(super) early: Vec<Opened>,
     pub(super) landed: Landed,
+    /// Where the images are.
+    _room: Room,
     pub(super) journal: Journal,
     pub(super) remote: Arc<Remote>,
     pub(super) figures: Vec<(String, u64)>,
@@ -135,7 +137,7 @@ pub fn run(host: &mut dyn Host, o: &Options, rt: &Handle) -> Result<Received> {
     let asked = control.hear(o.answer.min(JUDGE))?;
     let offer: Offer = message::parse(Kind::Offer, &asked.body)?;
     let started = Instant::now();
-    let (journal, landed) = match judge(host, o, &offer, &control) {
+    let (journal, landed, room) = match judge(host, o, &offer, &control) {
         Ok(x) => x,
         Err(reasons) => {
             let e = Error::caller(
@@ -155,6 +157,7 @@ pub fn run(host: &mut dyn Host, o: &Options, rt: &Handle) -> Result<Received> {
         lanes,
         early,
         landed,
+        _room: room,
         journal,
         remote: Arc::new(Remote::new()),
         figures: vec![("waited_us".into(), micros(started.elapsed()))],
@@ -173,15 +176,16 @@ fn judge(
     o: &Options,
     offer: &Offer,
     control: &Control,
-) -> std::result::Result<(Journal, Landed), Vec<String>> {
+) -> std::result::Result<(Journal, Landed, Room), Vec<String>> {
     let one = |e: Error| vec![e.to_string()];
     // Also the proof that the id is a plain file name.
     journal::path_of(&o.state, journal::Side::Destination, &offer.id).map_err(one)?;
     let top = o.dir.join(&offer.id);
+    let room = Room::make().map_err(one)?;
     let landed = Landed {
         id: offer.id.clone(),
         bundle: top.join("bundle"),
-        images: top.join("images"),
+        images: room.path(),
         work: top.join("work"),
     };
     let mut reasons = Vec::new();
@@ -227,7 +231,7 @@ fn judge(
         let _ = fs::remove_file(journal.path());
         return Err(one(e));
     }
-    Ok((journal, landed))
+    Ok((journal, landed, room))
 }
 
 fn make_dirs(l: &Landed, offer: &Offer, config: &serde_json::Value) -> Result<()> {
@@ -238,7 +242,6 @@ fn make_dirs(l: &Landed, offer: &Offer, config: &serde_json::Value) -> Result<()
             .create(p)
             .context(|| format!("make {}", p.display()))
     };
-    dir(&l.images, 0o700)?;
     dir(&l.work, 0o700)?;
     // Tasks of the container walk through these as other users.
     dir(&l.bundle.join("rootfs"), 0o755)?;

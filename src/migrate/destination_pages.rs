@@ -294,18 +294,16 @@ fn end(mut job: Job<'_>, mut control: Option<Control>, mut tasks: JoinSet<()>) -
         bundle: job.landed.bundle.clone(),
         figures: job.figures.clone(),
     };
-    // Nothing was lost, and the images have been used; the container needs its
-    // bundle only.
+    // Nothing was lost; the container needs its bundle only.
     let loss = job.landed.loss();
     if let Err(e) = std::fs::remove_file(&loss)
         && e.kind() != std::io::ErrorKind::NotFound
     {
         warn!("remove {}: {e}", loss.display());
     }
-    for dir in [&job.landed.images, &job.landed.work] {
-        if let Err(e) = std::fs::remove_dir_all(dir) {
-            warn!("remove {}: {e}", dir.display());
-        }
+    let work = &job.landed.work;
+    if let Err(e) = std::fs::remove_dir_all(work) {
+        warn!("remove {}: {e}", work.display());
     }
     if forgotten {
         job.journal.settle()?;

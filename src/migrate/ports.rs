@@ -126,7 +126,7 @@ pub struct Landed {
     pub id: String,
     /// The bundle: config.json and rootfs.
     pub bundle: PathBuf,
-    /// The images (pages are not in them).
+    /// The images (pages are not in them): a directory in memory.
     pub images: PathBuf,
     /// For logs and sockets.
     pub work: PathBuf,
