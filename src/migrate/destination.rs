@@ -13,11 +13,10 @@
 //! ```
 
 use std::fs::{self, DirBuilder};
-use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
@@ -31,12 +30,13 @@ use super::gate::{self, Gate};
 use super::guard::Guard;
 use super::images::{Images, Room};
 use super::journal::{self, Facts, Journal, Phase};
+use super::loss;
 use super::policy::{self, Policy};
 use super::ports::{Host, Landed, Serving};
 use super::probe::Probe;
 use super::remote::Remote;
 use super::source::JUDGE;
-use crate::base::{Error, Result, ResultExt, utc};
+use crate::base::{Error, Result, ResultExt};
 use crate::sys::private;
 use crate::wire::frame::{Frame, Kind};
 use crate::wire::message::{self, Entry, Figure, Lane, Offer, Reasons, Remove, Step};
@@ -425,22 +425,9 @@ impl Job<'_> {
         found.map(|l| Control::again(rt.clone(), l, Side::Receiver, state))
     }
 
-    /// Says beside the bundle that memory was lost, when and why: whoever looks at
-    /// the container later has nothing else.
+    /// Says beside the bundle that memory was lost.
     pub(super) fn note_loss(&self, e: &Error) {
-        let secs = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        let when = utc(secs);
-        let line = format!("{} {e}\n", String::from_utf8_lossy(&when));
-        let path = self.landed.loss();
-        let said = private::append(&path).and_then(|mut f| {
-            f.write_all(line.as_bytes())
-                .context(|| format!("write {}", path.display()))
-        });
-        if let Err(e) = said {
-            warn!("{e}");
-        }
+        loss::say(&self.landed.loss(), e);
     }
 
     fn clean(&mut self) {

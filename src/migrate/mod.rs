@@ -22,6 +22,7 @@ pub mod gate;
 pub mod guard;
 mod images;
 pub mod journal;
+pub mod loss;
 pub mod pages;
 pub mod policy;
 pub mod ports;

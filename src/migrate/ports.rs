@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::loss::LOSS;
 use super::remote::Remote;
 use crate::base::{Error, PageRange, Result};
 use crate::engine::dump::Late;
@@ -131,10 +132,6 @@ pub struct Landed {
     /// For logs and sockets.
     pub work: PathBuf,
 }
-
-/// The file beside a bundle that tells when and why memory was lost; empty, or
-/// not there, while it is not.
-pub const LOSS: &str = "memory-lost";
 
 /// In the note of a destination's journal: every page has come.
 pub const WHOLE: &str = "whole";

@@ -528,7 +528,7 @@ fn an_end_that_says_that_it_failed_is_not_asked_again_and_the_loss_is_written_do
         assert!(!o.world.source_runs.load(Ordering::SeqCst), "two copies");
         assert_eq!(left(&o, "src-state"), ["model.source"]);
         assert_eq!(left(&o, "dst-state"), ["model.destination"]);
-        let loss = o.dir.path().join("in/model").join(super::ports::LOSS);
+        let loss = o.dir.path().join("in/model").join(super::loss::LOSS);
         let said = std::fs::read_to_string(loss).unwrap();
         assert!(said.starts_with("20") && said.contains(words), "{said}");
     }

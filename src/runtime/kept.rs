@@ -5,21 +5,21 @@
 //! and leaves its tasks running, with nobody to stop, enter or delete them. What it
 //! had written is as true as before: given back, runc knows the container again.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::runc::{Container, read, state_file};
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, Result};
+use crate::sys::private;
 
-/// Copies what runc wrote of the container `id` to a new file `to`.
+/// Copies what runc wrote of the container `id` to `to`.
 ///
 /// # Errors
 /// runc has written nothing yet; the file cannot be written.
 pub fn keep(root: &Path, id: &str, to: &Path) -> Result<()> {
     let bytes = read(&state_file(root, id)?)?;
-    write(to, &bytes)
+    private::replace(to, &bytes)
 }
 
 /// Gives runc back what it has forgotten, if the container still runs. Nothing is
@@ -42,29 +42,16 @@ pub fn give_back(root: &Path, id: &str, from: &Path) -> Result<Container> {
             }
             _ => {}
         }
-        // Whole or not at all.
-        let aside = dir.join(".state.json.dunlin");
-        write(&aside, &bytes)?;
-        fs::rename(&aside, &path).context(|| format!("write {}", path.display()))?;
+        private::replace(&path, &bytes)?;
     }
     Container::load(root, id)
-}
-
-fn write(to: &Path, bytes: &[u8]) -> Result<()> {
-    let what = || format!("write {}", to.display());
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)
-        .context(what)?;
-    file.write_all(bytes).context(what)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use crate::base::HostPid;
     use crate::sys::procfs;
 

@@ -5,20 +5,18 @@
 //! `dunlin resolve`.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tracing::warn;
 
 use super::cgroups;
 use super::resolve::text;
-use crate::base::{Error, HostPid, Result, utc};
+use crate::base::{Error, HostPid, Result};
 use crate::migrate::journal::{Phase, Side, Story};
-use crate::migrate::ports::{LOSS, WHOLE};
+use crate::migrate::loss::{self, LOSS};
+use crate::migrate::ports::WHOLE;
 use crate::sys::{pidfd, procfs};
 
 /// How long a killed task may take to die.
@@ -182,25 +180,11 @@ pub(super) fn stop(s: &Story) -> Result<Fate> {
         return Ok(fate);
     }
     let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    let why = "the page handler died together with its guardian; the container is killed: its pages \
+               do not come any more";
+    warn!("{}: {why}", s.facts.id);
+    // Said first: who finds it dead finds out why.
+    loss::say(&text(place, "top")?.join(LOSS), why);
     kill_all(place, &s.facts.id)?;
-    let secs = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    let line = format!(
-        "{} the page handler died together with its guardian; the container is killed: its pages \
-         do not come any more\n",
-        String::from_utf8_lossy(&utc(secs))
-    );
-    warn!("{}: {}", s.facts.id, line.trim_end());
-    let path = text(place, "top")?.join(LOSS);
-    let said = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|mut f| f.write_all(line.as_bytes()));
-    if let Err(e) = said {
-        warn!("write {}: {e}", path.display());
-    }
     Ok(Fate::Orphan)
 }

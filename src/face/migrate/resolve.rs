@@ -18,7 +18,8 @@ use crate::engine::options::Stage;
 use crate::face::scripts::Scripts;
 use crate::face::{Failure, log, out, place};
 use crate::migrate::journal::{self, Journal, Phase, Side, Story};
-use crate::migrate::ports::{LOSS, WHOLE};
+use crate::migrate::loss::LOSS;
+use crate::migrate::ports::WHOLE;
 use crate::runtime::{kept, runc};
 use crate::wire::transport::printable;
 
