@@ -146,6 +146,7 @@ kinds!(
     locks("--file-locks"),
     owner,
     shared,
+    semaphore,
 );
 
 /// As above, with CRIU on one side; not the kinds that CRIU itself does not

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -530,6 +531,34 @@ static void shared_check(void) {
 	must(!close(fd[3]) && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* semaphore: a named one, mapped from the /dev/shm of all of us by a name that it no
+ * longer has: two processes take turns, and a third finds it by its name */
+static sem_t *turn[2];
+static char names[2][64];
+static void semaphore_set(void) {
+	for (int i = 0; i < 2; i++) {
+		snprintf(names[i], sizeof names[i], "/turn-%d-%d", getpid(), i);
+		must((turn[i] = sem_open(names[i], O_CREAT | O_EXCL, 0600, 0)) != SEM_FAILED);
+	}
+	must((child = fork()) >= 0);
+	if (!child)
+		while (!sem_wait(turn[0]))
+			sem_post(turn[1]);
+}
+static void semaphore_check(void) {
+	struct timespec end;
+	for (int i = 0; i < 100; i++) {
+		must(!clock_gettime(CLOCK_REALTIME, &end));
+		end.tv_sec += 20;
+		must(!sem_post(turn[0]) && !sem_timedwait(turn[1], &end));
+	}
+	sem_t *found;
+	int n;
+	must(!sem_post(turn[1]) && (found = sem_open(names[1], 0)) != SEM_FAILED);
+	must(!sem_getvalue(found, &n) && n == 1 && !sem_unlink(names[0]) && !sem_unlink(names[1]));
+	must(!kill(child, SIGKILL) && waitpid(child, NULL, 0) == child);
+}
+
 /* output: a line on the standard output before and after */
 static void output_set(void) {
 	must(write(1, "before\n", 7) == 7);
@@ -545,7 +574,7 @@ static const struct {
 #define KIND(k) {#k, k##_set, k##_check}
 	KIND(regular), KIND(ghost), KIND(pipe), KIND(fifo), KIND(eventfd), KIND(counter), KIND(epoll), KIND(timerfd), KIND(signalfd),
 	KIND(memfd), KIND(pairs), KIND(peers), KIND(unix), KIND(internet), KIND(locks), KIND(owner), KIND(shared),
-	KIND(output),
+	KIND(semaphore), KIND(output),
 };
 
 int main(int argc, char **argv) {

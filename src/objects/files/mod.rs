@@ -20,6 +20,7 @@ mod ghost;
 mod holder;
 mod identity;
 mod kind;
+mod linked;
 mod locks;
 mod memfd;
 mod owner;

@@ -84,10 +84,10 @@ impl Capture {
                 bare.clone_into(&mut entry.name);
                 self.ghost(open, id)
             }
-            None => Err(Error::refused(
-                format!("file {bare}"),
-                "has lost this name but has others (--link-remap is not there yet)",
-            )),
+            None => {
+                entry.name = self.other_name(Path::new(bare), &open.stat)?;
+                Ok(())
+            }
         }
     }
 
@@ -114,7 +114,7 @@ impl Capture {
     }
 
     /// What is at a path in the tasks' mount namespace, and on which mount.
-    fn lookup(&self, path: &str) -> Result<Option<(FileStat, i32)>> {
+    pub(super) fn lookup(&self, path: &str) -> Result<Option<(FileStat, i32)>> {
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
         match fdops::open_in_root(self.root.as_fd(), Path::new(path), flags, 0) {
             Ok(fd) => Ok(Some((stat(fd.as_fd())?, mnt_id(&fd)?))),
@@ -148,7 +148,7 @@ fn is_kind(stat: &FileStat, kind: u32) -> bool {
     stat.st_mode & libc::S_IFMT == kind
 }
 
-fn same(a: &FileStat, b: &FileStat) -> bool {
+pub(super) fn same(a: &FileStat, b: &FileStat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -234,12 +234,30 @@ fn a_large_file_without_a_name_is_refused_by_name() {
 }
 
 #[test]
-fn a_file_whose_name_another_has_now_is_refused() {
+fn a_file_that_has_lost_a_name_comes_back_by_another_in_the_same_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (x, y) = (dir.path().join("x"), dir.path().join("y"));
+    let mut a = File::create_new(&x).unwrap();
+    a.write_all(b"text").unwrap();
+    fs::hard_link(&x, &y).unwrap();
+    fs::remove_file(&x).unwrap();
+    let b = around(&[a.as_fd()]).at(&a);
+    assert_eq!(b.metadata().unwrap().ino(), fs::metadata(&y).unwrap().ino());
+    assert_eq!(position(&b), 4);
+    assert!(!x.exists(), "the lost name is back");
+}
+
+#[test]
+fn a_file_whose_other_names_are_elsewhere_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (x, y) = (dir.path().join("x"), dir.path().join("below/y"));
+    fs::create_dir(dir.path().join("below")).unwrap();
     let a = File::create_new(&x).unwrap();
     fs::hard_link(&x, &y).unwrap();
     fs::remove_file(&x).unwrap();
+    assert!(refusal(&[a.as_fd()]).contains("has lost this name"));
+    // another file beside it is not taken for it
+    fs::write(dir.path().join("z"), "another").unwrap();
     assert!(refusal(&[a.as_fd()]).contains("has lost this name"));
 }
 
