@@ -1,9 +1,11 @@
-//! Which area of a process an address lies in: the PROCMAP_QUERY ioctl where the
-//! kernel has it (6.11), else the whole of /proc/PID/maps.
+//! What /proc tells of single areas of a process. Which one an address lies in: the
+//! PROCMAP_QUERY ioctl where the kernel has it (6.11), else the whole of /proc/PID/maps.
+//! How its file was opened: /proc/PID/map_files (proc_pid_map_files(5)).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 
 use super::procfs;
 use crate::base::{Error, HostPid, PageRange, Result};
@@ -31,6 +33,23 @@ struct AbiQuery {
 
 const PROCMAP_QUERY: u32 = 0xc068_6611;
 const _: () = assert!(size_of::<AbiQuery>() == 0x68);
+
+/// Whether the file behind the area at exactly `range` was opened for writing. If it
+/// was not, a shared mapping of it cannot be written to, and mprotect(2) cannot
+/// change that.
+///
+/// # Errors
+/// ENOENT when no file is mapped there (any more).
+pub fn opened_for_writing(pid: HostPid, range: PageRange) -> Result<bool> {
+    let path = format!(
+        "/proc/{pid}/map_files/{:x}-{:x}",
+        range.start(),
+        range.end()
+    );
+    // the bits of the link itself, not of the file, are those of the open file
+    let link = fs::symlink_metadata(&path).map_err(|e| Error::os(format!("lstat {path}"), e))?;
+    Ok(link.permissions().mode() & 0o200 != 0)
+}
 
 /// The areas of a process, open for questions.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::eager::Eager;
-use super::sizes;
+use super::{mapped, sizes};
 use crate::base::{Error, HostPid, Result};
 use crate::engine::dump::{self, Captured, Frozen};
 use crate::engine::hold::{Hold, Place, Verdict};
@@ -17,7 +17,7 @@ use crate::face::place;
 use crate::face::scripts::Scripts;
 use crate::migrate::ports::{Capture, Container, Lister};
 use crate::runtime::runc;
-use crate::sys::{cgroup, procfs};
+use crate::sys::cgroup;
 use crate::wire::message::Offer;
 
 /// The operator's scripts on the source. A network that one has locked is unlocked
@@ -118,18 +118,7 @@ impl Container for RuncContainer {
     }
 
     fn mapped_files(&self) -> Result<BTreeSet<u64>> {
-        let mut inodes = BTreeSet::new();
-        let mut pids = vec![self.runc.init()];
-        while let Some(pid) = pids.pop() {
-            // A task that has just ended maps nothing.
-            let (Ok(maps), Ok(children)) = (procfs::maps(pid), procfs::children(pid)) else {
-                continue;
-            };
-            let shared = maps.iter().filter(|m| m.shared && m.ino != 0);
-            inodes.extend(shared.map(|m| m.ino));
-            pids.extend(children);
-        }
-        Ok(inodes)
+        Ok(mapped::written(self.runc.init()))
     }
 
     fn place(&self) -> Value {

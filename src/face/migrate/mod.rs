@@ -7,6 +7,7 @@ mod cgroups;
 mod container;
 mod eager;
 mod host;
+mod mapped;
 mod move_away;
 mod orphan;
 mod receive;
