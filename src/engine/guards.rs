@@ -40,14 +40,26 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use crate::base::VAddr;
     use crate::memory::held::Space;
     use crate::memory::{
         Area, Filler, Handler, Job, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
         guard,
     };
+    use crate::sys::ptrace::{self, Options, Waited};
     use crate::sys::testing::Child;
+    use crate::sys::vm;
 
     const PAGE: u64 = 4096;
+
+    /// Where nothing is mapped.
+    fn child_free(child: &Child) -> u64 {
+        let maps = procfs::maps(child.pid()).unwrap();
+        let ends = maps
+            .windows(2)
+            .find(|w| w[0].range.end() < w[1].range.start());
+        ends.unwrap()[0].range.end()
+    }
 
     /// Hears what is wanted, and sends nothing.
     struct Silent;
@@ -148,6 +160,29 @@ mod tests {
         let guards = Space::open(SpaceId(1), child.pid()).unwrap().guards(area);
         assert_eq!(guards.unwrap(), [range]);
         assert_eq!(child.sum(at + 3 * 4096, 5 * 4096), 7 * 5 * 4096);
+    }
+
+    #[test]
+    fn a_thread_in_a_section_whose_description_has_not_come_is_not_waited_for() {
+        let child = Child::fork();
+        let (_handler, range) = unlisted(&child, 8);
+        // The registration of this thread, which the child has inherited.
+        let area = {
+            let seized = ptrace::seize(child.pid(), Options::default()).unwrap();
+            seized.interrupt().unwrap();
+            let Waited::Stopped(task, _) = seized.wait().unwrap() else {
+                panic!("it died")
+            };
+            let area = task.rseq().unwrap().abi_pointer;
+            task.detach(0).unwrap();
+            area
+        };
+        assert_ne!(area, 0, "the C library registers none");
+        let cs = range.start().to_le_bytes();
+        vm::write(child.pid(), VAddr(area + 8), &cs).unwrap();
+        let spare = PageRange::with_pages(child_free(&child), 1).unwrap();
+        let e = make(child.pid(), spare).unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::EIO), "{e}");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::memory::{Object, PageReader, SpaceId};
 use crate::sys::pagemap::{Filter, Pagemap, is};
 use crate::sys::{pidfd, procfs, seek, vm};
 
+/// So many pages of a shared object are looked at one by one.
+const FEW: u64 = 256;
+
 /// What decides which pages of an area have content of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
@@ -244,23 +247,35 @@ impl Shared {
     /// # Errors
     /// Those of lseek(2).
     pub fn existing(&self, range: PageRange) -> Result<Vec<PageRange>> {
-        let mut found = Vec::new();
+        let context = |e: io::Error| Error::os(format!("seek in shared memory {}", self.id), e);
+        // SEEK_HOLE goes through all pages up to the hole, wherever that is: 20 ms a
+        // GiB. A few pages are looked at one by one.
+        let few = range.pages() <= FEW;
+        let mut found: Vec<PageRange> = Vec::new();
         let mut at = range.start();
         let to = self.size.min(range.end());
         while at < to {
-            let context = |e: io::Error| Error::os(format!("seek in shared memory {}", self.id), e);
-            let Some(start) = seek::data(&self.file, at).map_err(context)? else {
+            let start = seek::data(&self.file, at).map_err(context)?;
+            let Some(start) = start.filter(|s| *s < to).map(|s| s & !(PAGE_SIZE - 1)) else {
                 break;
             };
-            let end = seek::hole(&self.file, start)
-                .map_err(context)?
-                .next_multiple_of(PAGE_SIZE);
-            let run = PageRange::new(start & !(PAGE_SIZE - 1), end);
-            found.extend(run.and_then(|r| r.intersect(range)));
+            let end = match few {
+                true => start + PAGE_SIZE,
+                false => seek::hole(&self.file, start)
+                    .map_err(context)?
+                    .next_multiple_of(PAGE_SIZE),
+            };
             if end <= at {
                 break;
             }
             at = end;
+            let run = PageRange::new(start, end).and_then(|r| r.intersect(range));
+            match (run, found.last_mut()) {
+                (Some(run), Some(last)) if last.end() == run.start() => {
+                    *last = PageRange::new(last.start(), run.end()).unwrap_or(*last);
+                }
+                (run, _) => found.extend(run),
+            }
         }
         Ok(found)
     }
@@ -391,6 +406,35 @@ mod tests {
                 });
             }
         });
+    }
+
+    /// A shared object whose first `pages` pages have content, the next ones not.
+    fn object(pages: usize) -> Shared {
+        let name = c"object";
+        let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = File::from(fd);
+        file.set_len(2 * pages as u64 * PAGE).unwrap();
+        file.write_all_at(&vec![1; pages * 4096], 0).unwrap();
+        Shared::from_file(1, file).unwrap()
+    }
+
+    #[test]
+    fn a_look_at_a_page_of_shared_memory_takes_no_longer_for_what_lies_around_it() {
+        let looks = |of: &Shared| {
+            let begun = std::time::Instant::now();
+            for n in 0..2000 {
+                let page = PageRange::with_pages(n % 16 * PAGE, 1).unwrap();
+                assert_eq!(of.existing(page).unwrap(), [page]);
+            }
+            begun.elapsed()
+        };
+        let (small, large) = (object(16), object(16 << 10));
+        assert!(looks(&large) < 20 * looks(&small));
+        let end = PageRange::with_pages(14 * PAGE, 4).unwrap();
+        let there = PageRange::with_pages(14 * PAGE, 2).unwrap();
+        assert_eq!(small.existing(end).unwrap(), [there]);
+        let behind = PageRange::with_pages(16 * PAGE, 4).unwrap();
+        assert_eq!(small.existing(behind).unwrap(), []);
     }
 
     #[test]

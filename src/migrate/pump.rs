@@ -1,6 +1,7 @@
 //! The source's side of page traffic: answers faults, pushes the rest, and says what
 //! does not exist.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -83,9 +84,12 @@ impl Pump {
     /// Looks up which pages exist, if nobody knows yet: walks all page tables. The
     /// lanes tell the peer what it found, or that it failed.
     pub fn list(&self) {
-        let listing = match self.list_all() {
-            Ok(()) => Listing::Done,
-            Err(e) => Listing::Failed(e.to_string()),
+        // Nobody joins this thread, and the lanes wait for its word.
+        let done = catch_unwind(AssertUnwindSafe(|| self.list_all()));
+        let listing = match done {
+            Ok(Ok(())) => Listing::Done,
+            Ok(Err(e)) => Listing::Failed(e.to_string()),
+            Err(_) => Listing::Failed("the thread panicked".to_owned()),
         };
         self.listing.send_replace(listing);
     }
@@ -121,6 +125,19 @@ impl Pump {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The queue, for lanes of an epoch ([`Queue::epoch`]).
+    ///
+    /// # Errors
+    /// A newer one has begun: what they took now would go to nobody.
+    fn queue_in(&self, epoch: u64) -> Result<MutexGuard<'_, Queue>> {
+        let queue = self.queue();
+        if queue.epoch() == epoch {
+            Ok(queue)
+        } else {
+            Err(Error::link("take pages", "a newer epoch has begun"))
+        }
+    }
+
     /// Bytes of page content sent.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -131,11 +148,11 @@ impl Pump {
         self.faults.load(Ordering::Relaxed)
     }
 
-    /// Answers faults until the lane ends.
+    /// Answers faults until the lane ends, or another epoch begins.
     ///
     /// # Errors
     /// The connection; a page that cannot be read, which the peer is told.
-    pub async fn answer(&self, mut reader: Reader, mut writer: Writer) -> Result<()> {
+    pub async fn answer(&self, mut reader: Reader, mut writer: Writer, epoch: u64) -> Result<()> {
         while let Some(f) = reader.next().await? {
             match f.kind {
                 Kind::Fault => {}
@@ -156,7 +173,7 @@ impl Pump {
                 PageRange::with_pages(m.window_start, u64::from(m.window_pages).min(WINDOW))
                     .ok_or_else(bad)?;
             let answer = self
-                .queue()
+                .queue_in(epoch)?
                 .take_fault(object, wanted, window, MAX_RUNS / 2)?;
             self.faults.fetch_add(1, Ordering::Relaxed);
             match answer {
@@ -201,14 +218,15 @@ impl Pump {
         say_absent(writer, &of(&mut guards.into_iter()), true).await
     }
 
-    /// Pushes pieces until all have been taken, once it is known which there are.
+    /// Pushes pieces until all have been taken, once it is known which there are, or
+    /// until another epoch begins.
     ///
     /// # Errors
     /// As [`Pump::answer`].
-    pub async fn push(&self, writer: &mut Writer) -> Result<()> {
+    pub async fn push(&self, writer: &mut Writer, epoch: u64) -> Result<()> {
         self.listed(writer).await?;
         let (absent, guards) = {
-            let mut queue = self.queue();
+            let mut queue = self.queue_in(epoch)?;
             (queue.take_absent(), queue.take_guards())
         };
         let guards: Vec<_> = guards
@@ -218,7 +236,7 @@ impl Pump {
         say_absent(writer, &guards, true).await?;
         say_absent(writer, &absent, false).await?;
         loop {
-            let piece = self.queue().take_bulk(BULK_PAGES, MAX_RUNS / 2);
+            let piece = self.queue_in(epoch)?.take_bulk(BULK_PAGES, MAX_RUNS / 2);
             match piece {
                 Some(p) => self.send(writer, &p).await?,
                 None => return Ok(()),
@@ -279,4 +297,33 @@ async fn say_absent(writer: &mut Writer, list: &[(Object, PageRange)], guards: b
         writer.send(Kind::Absent, &absent).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::SpaceId;
+
+    struct Zeros;
+
+    impl PageReader for Zeros {
+        fn read(&self, _: Object, _: u64, buf: &mut [u8]) -> Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_lane_that_outlives_its_epoch_takes_nothing_from_the_next() {
+        let all = PageRange::with_pages(0, 64).unwrap();
+        let object = Object::Private(SpaceId(1));
+        let pump = Pump::new(Arc::new(Zeros), &[(object, vec![all])], None);
+        let old = pump.queue().epoch();
+        pump.queue_in(old).unwrap().take_bulk(8, 1).unwrap();
+        pump.queue().restart(&[(object, all)]).unwrap();
+        assert!(pump.queue_in(old).is_err());
+        let now = pump.queue().epoch();
+        let piece = pump.queue_in(now).unwrap().take_bulk(64, 1).unwrap();
+        assert_eq!(piece.ranges, [all]);
+    }
 }

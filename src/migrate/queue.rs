@@ -48,6 +48,7 @@ pub struct Queue {
     guards: BTreeMap<SpaceId, RangeSet>,
     /// Those that have to be said.
     untold: Vec<(SpaceId, PageRange)>,
+    epoch: u64,
 }
 
 /// Pages of one object that were taken to be sent now.
@@ -215,11 +216,17 @@ impl Queue {
         })
     }
 
+    /// How often it was restarted.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// After a reconnection: only `missing` is left, whatever was taken.
     ///
     /// # Errors
     /// It names pages that were never declared: the peer is wrong.
     pub fn restart(&mut self, missing: &[(Object, PageRange)]) -> Result<()> {
+        self.epoch += 1;
         for s in self.spaces.values_mut() {
             s.left = RangeSet::new();
             s.cursor = 0;
@@ -250,117 +257,5 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::PAGE_SIZE;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    fn range(page: u64, pages: u64) -> PageRange {
-        PageRange::with_pages(page * PAGE_SIZE, pages).unwrap()
-    }
-
-    fn obj(n: u32) -> Object {
-        Object::Private(SpaceId(n))
-    }
-
-    fn id(o: Object) -> u32 {
-        crate::wire::batch::numbers(o).1
-    }
-
-    fn pages_of(rs: &[PageRange]) -> Vec<u64> {
-        rs.iter()
-            .flat_map(|r| r.start() / PAGE_SIZE..r.end() / PAGE_SIZE)
-            .collect()
-    }
-
-    proptest! {
-        #[test]
-        fn every_page_goes_once_and_a_wanted_one_goes_at_once(
-            pieces in proptest::collection::vec((0u32..3, 0u64..200, 1u64..20), 1..20),
-            faults in proptest::collection::vec((any::<prop::sample::Index>(), 0u64..16), 0..40),
-            bulk in 1u64..9,
-        ) {
-            let mut q = Queue::new();
-            let mut all = BTreeSet::new();
-            for (space, at, len) in pieces {
-                q.declare(obj(space), [range(at, len)]);
-                all.extend((at..at + len).map(|p| (space, p)));
-            }
-            let list: Vec<(u32, u64)> = all.iter().copied().collect();
-            let mut gone = BTreeSet::new();
-            for (pick, window) in faults {
-                let (space, page) = list[pick.index(list.len())];
-                let answer = q.take_fault(obj(space), range(page, 1), range(page.saturating_sub(2), window), 8).unwrap();
-                let Answer::Pages(ranges) = answer else { panic!("{answer:?}") };
-                let pages = pages_of(&ranges);
-                prop_assert_eq!(pages[0], page);
-                gone.insert((space, page));
-                for p in &pages[1..] { prop_assert!(gone.insert((space, *p)), "neighbour {} went twice", p); }
-                if let Some(piece) = q.take_bulk(bulk, 3) {
-                    for p in pages_of(&piece.ranges) { prop_assert!(gone.insert((id(piece.object), p)), "page {} went twice", p); }
-                }
-            }
-            while let Some(piece) = q.take_bulk(bulk, 3) {
-                let pages = pages_of(&piece.ranges);
-                prop_assert!(pages.len() as u64 <= bulk && !pages.is_empty());
-                for p in pages { prop_assert!(gone.insert((id(piece.object), p)), "page {} went twice", p); }
-            }
-            prop_assert_eq!(gone, all);
-            prop_assert_eq!(q.left(), 0);
-        }
-    }
-
-    #[test]
-    fn a_page_that_was_never_there_is_refused() {
-        let mut q = Queue::new();
-        q.declare(obj(1), [range(10, 2)]);
-        assert!(q.take_fault(obj(1), range(12, 1), range(12, 4), 8).is_err());
-        assert!(q.take_fault(obj(2), range(10, 1), range(10, 0), 8).is_err());
-        assert!(q.restart(&[(obj(1), range(11, 2))]).is_err());
-    }
-
-    #[test]
-    fn after_a_reconnection_only_the_missing_goes_again() {
-        let mut q = Queue::new();
-        q.declare(obj(1), [range(0, 10)]);
-        while q.take_bulk(4, 4).is_some() {}
-        q.restart(&[(obj(1), range(3, 2)), (obj(1), range(9, 1))])
-            .unwrap();
-        let p = q.take_bulk(100, 8).unwrap();
-        assert_eq!(p.ranges, [range(3, 2), range(9, 1)]);
-    }
-
-    #[test]
-    fn what_turns_out_not_to_exist_is_said_and_never_sent() {
-        let mut q = Queue::new();
-        q.declare_possible(obj(1), [range(0, 100)]);
-        let look = q.take_fault(obj(1), range(4, 1), range(0, 16), 8).unwrap();
-        assert_eq!(
-            look,
-            Answer::Look(vec![range(4, 1), range(0, 4), range(5, 11)])
-        );
-        assert_eq!(q.take_bulk(100, 8), None);
-        assert_eq!(q.unlisted(), [(obj(1), vec![range(0, 100)])]);
-        q.list(obj(1), [range(10, 10), range(50, 5)]);
-        q.list_guards([(SpaceId(1), range(80, 1))]);
-        // What was looked up for the fault has been answered.
-        let rest = [range(20, 30), range(55, 45)].map(|r| (obj(1), r));
-        assert_eq!(q.take_absent(), rest);
-        assert_eq!(q.take_guards(), [(SpaceId(1), range(80, 1))]);
-        assert_eq!((q.listed(), q.left()), (15, 9));
-        let mut fault = |page| q.take_fault(obj(1), range(page, 1), range(page, 1), 8);
-        assert_eq!(fault(30).unwrap(), Answer::Absent);
-        assert_eq!(fault(80).unwrap(), Answer::Guard);
-        assert_eq!(fault(51).unwrap(), Answer::Pages(vec![range(51, 1)]));
-        assert!(fault(100).is_err());
-        // The link is lost: what the other end still waits for is judged again.
-        q.restart(&[(obj(1), range(8, 4)), (obj(1), range(98, 2))])
-            .unwrap();
-        let absent = [range(8, 2), range(98, 2)].map(|r| (obj(1), r));
-        assert_eq!(q.take_absent(), absent);
-        assert_eq!(q.take_guards(), [(SpaceId(1), range(80, 1))]);
-        assert_eq!(q.take_bulk(100, 8).unwrap().ranges, [range(10, 2)]);
-        assert_eq!(q.left(), 0);
-    }
-}
+#[path = "queue/tests.rs"]
+mod tests;

@@ -226,16 +226,18 @@ pub(super) async fn serve(
 ) -> Result<Frame> {
     let mut silence = pin!(silence(pump, patience));
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+    // They are not waited for at the end: one may be in the middle of a page.
+    let epoch = pump.queue().epoch();
     let p = Arc::clone(pump);
     tasks.spawn(async move {
-        p.answer(fault.reader, fault.writer).await?;
+        p.answer(fault.reader, fault.writer, epoch).await?;
         Err(Error::link("serve faults", "the fault lane was closed"))
     });
     for mut lane in bulk {
         let p = Arc::clone(pump);
         tasks.spawn_on(
             async move {
-                p.push(&mut lane.writer).await?;
+                p.push(&mut lane.writer, epoch).await?;
                 // Open until the other end closes it or all ends: what was sent
                 // last must not be cut.
                 match lane.reader.next().await? {

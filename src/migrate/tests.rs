@@ -71,12 +71,16 @@ impl Guards {
 
 /// Knows which pages exist; the first look at all of an object waits for a moment in
 /// which pages are asked for.
-struct Lists(Duration);
+struct Lists {
+    takes: Duration,
+    panics: bool,
+}
 
 impl Lister for Lists {
     fn existing(&self, object: Object, range: PageRange) -> Result<Existing> {
         if range.pages() > 64 {
-            std::thread::sleep(self.0);
+            std::thread::sleep(self.takes);
+            assert!(!self.panics, "made to");
         }
         let page = |n: u64| PageRange::with_pages(n * PAGE_SIZE, 1).unwrap();
         let of = |n: &u64| range.contains(n * PAGE_SIZE);
@@ -160,7 +164,10 @@ impl Container for Model {
                 (SPACE, vec![r(0, 120), r(130, LAST)]),
                 (SHARED, vec![r(0, 64)]),
             ],
-            lister: Some(Arc::new(Lists(Duration::from_millis(20)))),
+            lister: Some(Arc::new(Lists {
+                takes: Duration::from_millis(20),
+                panics: self.fail_at == "list",
+            })),
         })
     }
     fn hold(&mut self) -> Result<()> {
@@ -511,6 +518,7 @@ fn an_end_that_says_that_it_failed_is_not_asked_again_and_the_loss_is_written_do
     for (fail_at, fail_there, words) in [
         ("", "settle", "model: cannot settle"),
         ("read", "", "read pages of task 1: Bad address"),
+        ("list", "", "look up which pages exist"),
     ] {
         let begun = Instant::now();
         let o = migrate(Case {

@@ -45,6 +45,16 @@ pub fn read(pid: HostPid, addr: VAddr, buf: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// As [`read`], through /proc/PID/mem alone: it never waits for a page.
+///
+/// # Errors
+/// As [`read`]; EIO for a page that a userfaultfd guards and that has not come.
+pub fn peek(pid: HostPid, addr: VAddr, buf: &mut [u8]) -> Result<()> {
+    mem(pid, false)?
+        .read_exact_at(buf, addr.0)
+        .map_err(|e| Error::os(format!("read /proc/{pid}/mem at {addr}"), e))
+}
+
 /// Reads `len` bytes of the memory of `pid` at `addr`; the caller has bounded
 /// `len`.
 ///

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Alive, STOP_DEADLINE, Thread};
-use crate::base::{Error, HostPid, Result};
+use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::objects::mm::capture::Before;
 use crate::objects::signals::capture::deliverable;
 use crate::objects::thread::capture::{Settled, settle};
@@ -173,8 +173,9 @@ pub(in crate::engine) fn borrow<T: Send>(
         Ok(None)
     };
     std::thread::scope(|scope| {
-        scope
-            .spawn(visit)
+        std::thread::Builder::new()
+            .spawn_scoped(scope, visit)
+            .context(|| "start a thread".to_owned())?
             .join()
             .unwrap_or_else(|_| Err(Error::bug(format!("steer task {pid}"), "it panicked")))
     })

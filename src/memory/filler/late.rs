@@ -89,19 +89,26 @@ impl Filler {
     }
 
     fn guard_now(&self, id: SpaceId, range: PageRange) -> Result<()> {
-        let places = self.residency().places_of(id, range);
-        let mut done = Vec::new();
-        for space in places.iter().map(|p| p.space) {
-            if !done.contains(&space) {
-                done.push(space);
-                self.guard_space(space, id, range)?;
-            }
-        }
         let object = Object::Private(id);
-        self.residency().never_were(object, range);
-        // Nobody is served zeros: whoever waits meets the guard page now.
+        let (mut done, mut places) = (Vec::new(), Vec::new());
+        loop {
+            let mut residency = self.residency();
+            let now = residency.places_of(id, range);
+            let next = now.iter().map(|p| p.space).find(|s| !done.contains(s));
+            places.extend(now);
+            let Some(space) = next else {
+                // None has forked since it was looked at.
+                residency.never_were(object, range);
+                break;
+            };
+            drop(residency);
+            done.push(space);
+            self.guard_space(space, id, range)?;
+        }
+        // Nobody is served zeros: whoever waits meets the guard page now, also where
+        // it has taken the place of shared memory.
         self.no_longer_waited_for(object, range);
-        self.wake_all(&self.residency().places_of(id, range));
+        self.wake_all(&places);
         if self.residency().complete() {
             self.ring();
         }
@@ -122,7 +129,10 @@ impl Filler {
             }
             let gate = space.gate.write().unwrap_or_else(PoisonError::into_inner);
             match self.make_guards(&space, pid, maker, id, range) {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    drop(gate);
+                    return self.settle_forks(&space, range);
+                }
                 Ok(false) => {}
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
                 Err(e) => {
@@ -137,6 +147,17 @@ impl Filler {
             "pages {range} of address space {id} were guard pages: an access ends in SIGBUS there"
         );
         self.poison_places(&space, id, range)
+    }
+
+    /// Reads what was raised before a guard page was made: a child that has not got
+    /// it is known then.
+    fn settle_forks(&self, space: &Guarded, range: PageRange) -> Result<()> {
+        let page = PageRange::with_pages(range.start(), 1);
+        let page = page.ok_or_else(|| Error::bug(format!("guard {range}"), "is no range"))?;
+        while space.uffd.is_guarded(page)?.is_none() {
+            self.step_aside(space)?;
+        }
+        Ok(())
     }
 
     fn places_in(&self, space: SpaceId, id: SpaceId, range: PageRange) -> Vec<Piece> {

@@ -307,3 +307,43 @@ fn with_the_source_lost_shared_memory_never_reads_as_zeros() {
         assert_eq!(out.count.needed, out.count.present + out.count.gone);
     }
 }
+
+/// Gives nothing, and tells that it was asked.
+#[derive(Default)]
+struct Silent {
+    asked: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl PageSource for Silent {
+    fn want(&self, _: Want, _: &dyn PageSink) -> Result<()> {
+        *self.asked.lock().unwrap() = true;
+        self.bell.notify_all();
+        Ok(())
+    }
+}
+
+#[test]
+fn who_waits_for_a_shared_page_under_a_guard_page_is_woken() {
+    let world = World::new();
+    let space = world.space(&world.child, SPACE, world.at, PAGES);
+    let job = Job {
+        spaces: vec![space],
+        shared: vec![world.lazy()],
+        anchor: None,
+    };
+    let filler = Filler::new(job).unwrap();
+    // The kernel does not know it: who is woken looks at the page again.
+    filler.make_guards_by(Box::new(|_, _| Ok(true)));
+    let source = Arc::new(Silent::default());
+    let handler = Handler::start(filler, source.clone(), Box::new(|_| OnLoss::Kill)).unwrap();
+    world.child.start_sum(world.page(5), PAGE);
+    let asked = source.asked.lock().unwrap();
+    drop(source.bell.wait_while(asked, |asked| !*asked).unwrap());
+    let page = PageRange::with_pages(world.page(5), 1).unwrap();
+    let sink = handler.sink();
+    sink.guards(SPACE, page).unwrap();
+    sink.place(OBJECT, 5 * PAGE, &[9; 4096]).unwrap();
+    let sum = world.child.finish_within(Duration::from_secs(5));
+    assert_eq!(sum, Some(9 * PAGE));
+}

@@ -357,3 +357,42 @@ fn memory_that_moves_and_forks_while_two_threads_fill_it_stays_right() {
 
 #[path = "shared_tests.rs"]
 mod shared;
+
+/// The call in which a process is blocked.
+fn blocked_in(child: &Child) -> i64 {
+    let path = format!("/proc/{}/syscall", child.pid());
+    let text = std::fs::read_to_string(path).unwrap();
+    let first = text.split_whitespace().next().unwrap();
+    first.parse().unwrap_or(-1)
+}
+
+#[test]
+fn a_child_that_forks_while_a_guard_page_is_made_reads_no_zeros_there() {
+    let parent = Arc::new(Child::fork());
+    let (space, range) = lazy(&parent, SPACE, 8);
+    let job = Job {
+        spaces: vec![space],
+        ..Job::default()
+    };
+    let filler = Filler::new(job).unwrap();
+    let idle = blocked_in(&parent);
+    let forked = Arc::new(Mutex::new(None));
+    let (theirs, kept) = (Arc::clone(&parent), Arc::clone(&forked));
+    // It forks just before, and nobody has heard of that when the page is made.
+    filler.make_guards_by(Box::new(move |_, _| {
+        let parent = Arc::clone(&theirs);
+        *kept.lock().unwrap() = Some(std::thread::spawn(move || parent.spawn()));
+        while [-1, idle].contains(&blocked_in(&theirs)) {
+            std::thread::yield_now();
+        }
+        Ok(true)
+    }));
+    let source = Arc::new(Direct(Pattern));
+    let handler = Handler::start(filler, source, Box::new(|_| OnLoss::Kill)).unwrap();
+    let page = PageRange::with_pages(range.start() + 3 * PAGE, 1).unwrap();
+    handler.sink().guards(SPACE, page).unwrap();
+    let child = forked.lock().unwrap().take().unwrap().join().unwrap();
+    child.start_sum(page.start(), PAGE);
+    let long = Some(Duration::from_secs(5));
+    assert!(crate::sys::pidfd::wait_exit(child.pidfd().as_fd(), long).unwrap());
+}

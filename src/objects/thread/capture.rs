@@ -235,7 +235,8 @@ fn rseq(task: &Stopped, regs: &mut Regs) -> Result<Option<RseqEntry>> {
         return Ok(None);
     }
     let mut word = [0u8; 8];
-    vm::read(
+    // Whoever would make a page come may wait for us: never for a page.
+    vm::peek(
         tid,
         VAddr(conf.abi_pointer.wrapping_add(RSEQ_CS_AT)),
         &mut word,
@@ -244,7 +245,7 @@ fn rseq(task: &Stopped, regs: &mut Regs) -> Result<Option<RseqEntry>> {
     let mut keep = None;
     if cs != 0 {
         let mut raw = [0u8; 32];
-        vm::read(tid, VAddr(cs), &mut raw)?;
+        vm::peek(tid, VAddr(cs), &mut raw)?;
         let at = |n: usize| {
             raw.get(n..n + 8)
                 .and_then(|b| b.try_into().ok())
