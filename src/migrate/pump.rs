@@ -94,6 +94,17 @@ impl Pump {
         self.listing.send_replace(listing);
     }
 
+    /// Whether the lookup has failed already: nothing is granted then.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn check(&self) -> Result<()> {
+        match &*self.listing.borrow() {
+            Listing::Failed(why) => Err(unlisted(why)),
+            Listing::Open | Listing::Done => Ok(()),
+        }
+    }
+
     fn list_all(&self) -> Result<()> {
         let Some(lister) = &self.lister else {
             return Ok(());
@@ -255,7 +266,7 @@ impl Pump {
             Err(_) => None,
         };
         let Some(why) = failed else { return Ok(()) };
-        let e = Error::new(Blame::Us, "look up which pages exist", why);
+        let e = unlisted(&why);
         super::remote::say_why(writer, Kind::Failure, &e).await;
         Err(e)
     }
@@ -299,6 +310,10 @@ async fn say_absent(writer: &mut Writer, list: &[(Object, PageRange)], guards: b
     Ok(())
 }
 
+fn unlisted(why: &str) -> Error {
+    Error::new(Blame::Us, "look up which pages exist", why.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,5 +340,28 @@ mod tests {
         let now = pump.queue().epoch();
         let piece = pump.queue_in(now).unwrap().take_bulk(64, 1).unwrap();
         assert_eq!(piece.ranges, [all]);
+    }
+
+    struct Broken;
+
+    impl Lister for Broken {
+        fn existing(&self, _: Object, _: PageRange) -> Result<Existing> {
+            Err(Error::errno("PAGEMAP_SCAN", libc::ESRCH))
+        }
+        fn guards(&self) -> Result<Vec<(SpaceId, PageRange)>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_lookup_that_failed_is_known_before_anything_is_granted() {
+        let all = PageRange::with_pages(0, 64).unwrap();
+        let object = Object::Private(SpaceId(1));
+        let lister: Arc<dyn Lister> = Arc::new(Broken);
+        let pump = Pump::new(Arc::new(Zeros), &[(object, vec![all])], Some(lister));
+        pump.check().unwrap();
+        pump.list();
+        let why = pump.check().unwrap_err().to_string();
+        assert!(why.contains("PAGEMAP_SCAN"), "{why}");
     }
 }

@@ -207,6 +207,7 @@ impl Job<'_> {
         self.report.bundle_entries_in_pause = delta.entries;
         self.report.bytes_before_resume = control.sent();
         self.report.bytes_in_pause = control.sent() - before;
+        pump.check()?;
         // The commit of this end: from here on only ABORTED thaws.
         self.journal.advance(Phase::Granted)?;
         pause.journal = clock.lap();
