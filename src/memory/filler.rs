@@ -221,6 +221,9 @@ impl Filler {
     fn fill(&self, object: Object, range: PageRange, content: Content<'_>) -> Result<()> {
         loop {
             if let Object::Shared(id) = object {
+                // Not between the read of an event and our knowing whose it is: its
+                // hole would be taken for that of an earlier suspect.
+                let _turn = self.beside_others(object);
                 self.look_again(id)?;
             }
             let pieces = self.residency().waiting_for(object, range);

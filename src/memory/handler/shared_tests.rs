@@ -3,6 +3,7 @@
 use super::*;
 use crate::sys::pidfd::wait_exit;
 use std::fs::File;
+use std::sync::atomic::AtomicBool;
 
 const OBJECT: Object = Object::Shared(4);
 const PAGES: u64 = 64;
@@ -306,6 +307,35 @@ fn with_the_source_lost_shared_memory_never_reads_as_zeros() {
         }
         assert_eq!(out.count.needed, out.count.present + out.count.gone);
     }
+}
+
+#[test]
+fn a_hole_is_not_taken_for_an_older_one_by_who_places_pages_meanwhile() {
+    let world = World::new();
+    let handler = world.start();
+    let sink = handler.sink();
+    let over = AtomicBool::new(false);
+    let byte = u8::try_from(byte(OBJECT, 63 * PAGE)).unwrap();
+    std::thread::scope(|s| {
+        // More than there are processors: the handler is held up now and then.
+        for _ in 0..8 {
+            s.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    sink.place(OBJECT, 63 * PAGE, &[byte; 4096]).unwrap();
+                }
+            });
+        }
+        for round in 0..20 {
+            world.madvise(3 * round, 1, libc::MADV_DONTNEED);
+            world.madvise(3 * round + 1, 1, libc::MADV_REMOVE);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    fill::fill_all(&sink, &Pattern, 2).unwrap();
+    let pages = |n: u64| (0..20u64).map(move |round| 3 * round + n);
+    let lost: Vec<_> = pages(0).filter(|p| world.sum(*p, 1) == 0).collect();
+    let back: Vec<_> = pages(1).filter(|p| world.sum(*p, 1) != 0).collect();
+    assert_eq!((lost, back), (vec![], vec![]));
 }
 
 /// Gives nothing, and tells that it was asked.
