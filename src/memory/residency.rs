@@ -137,11 +137,7 @@ impl Residency {
         if id.0 >= SpaceId::FIRST_FORKED || self.spaces.contains_key(&id) {
             return Err(wrong("its number is taken".to_owned()));
         }
-        let mut space = Space {
-            origin: id,
-            segments: BTreeMap::new(),
-            private: Account::default(),
-        };
+        let mut space = Space::new(id);
         for area in areas {
             if space.overlapping(area.range).next().is_some() {
                 return Err(wrong(format!("area {} overlaps another", area.range)));

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::Residency;
 use super::space::{Account, Segment, Space};
-use super::{Count, Residency};
 use crate::base::{Error, PageRange, Result, VAddr};
 use crate::memory::{Object, RangeSet, SpaceId};
 
@@ -15,15 +15,7 @@ impl Residency {
             .spaces
             .get(&parent)
             .ok_or_else(|| Error::bug(format!("fork of address space {parent}"), "unknown"))?;
-        let mut child = Space {
-            origin: p.origin,
-            segments: p.segments.clone(),
-            private: Account {
-                absent: p.private.absent.clone(),
-                count: Count::default(),
-            },
-        };
-        child.segments.retain(|_, s| !s.wipe_on_fork);
+        let mut child = p.child();
         for (start, s) in p.segments.iter().filter(|(_, s)| s.wipe_on_fork) {
             if let (Object::Private(_), Some(r)) =
                 (s.object, PageRange::new(s.at, s.at + (s.end - start)))
@@ -60,7 +52,7 @@ impl Residency {
             let next = s.segments.range(to.0..).next().map_or(u64::MAX, |s| *s.0);
             let end = to.0.saturating_add(reach).min(next);
             if let Some(range) = PageRange::new(to.0, end) {
-                s.segments.insert(
+                s.insert(
                     range.start(),
                     Segment {
                         end: range.end(),
@@ -86,7 +78,7 @@ impl Residency {
                 s.cut(r);
             }
             let start = to.0 + (r.start() - from.0);
-            s.segments.insert(
+            s.insert(
                 start,
                 Segment {
                     end: start + r.len(),

@@ -1,6 +1,6 @@
 //! One address space: which of its addresses come from where, and what it lacks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Area, Count, Piece};
 use crate::base::PageRange;
@@ -46,12 +46,48 @@ pub(super) struct Space {
     /// The captured address space that its private pages come from.
     pub(super) origin: SpaceId,
     pub(super) segments: BTreeMap<u64, Segment>,
+    /// Where private segments start that do not lie where they were captured.
+    moved: BTreeSet<u64>,
     pub(super) private: Account,
 }
 
 impl Space {
+    pub(super) fn new(origin: SpaceId) -> Self {
+        Self {
+            origin,
+            segments: BTreeMap::new(),
+            moved: BTreeSet::new(),
+            private: Account::default(),
+        }
+    }
+
+    /// That of a child that forks now, which needs what this one lacks.
+    pub(super) fn child(&self) -> Self {
+        let mut child = Self {
+            origin: self.origin,
+            segments: self.segments.clone(),
+            moved: self.moved.clone(),
+            private: Account {
+                absent: self.private.absent.clone(),
+                count: Count::default(),
+            },
+        };
+        child.segments.retain(|_, s| !s.wipe_on_fork);
+        child.moved.retain(|at| child.segments.contains_key(at));
+        child
+    }
+
+    pub(super) fn insert(&mut self, start: u64, segment: Segment) {
+        if matches!(segment.object, Object::Private(_)) && segment.at != start {
+            self.moved.insert(start);
+        } else {
+            self.moved.remove(&start);
+        }
+        self.segments.insert(start, segment);
+    }
+
     pub(super) fn put(&mut self, range: PageRange, area: &Area) {
-        self.segments.insert(
+        self.insert(
             range.start(),
             Segment {
                 end: range.end(),
@@ -113,13 +149,14 @@ impl Space {
             let Some(s) = self.segments.remove(&start) else {
                 continue;
             };
+            self.moved.remove(&start);
             if start < range.start() {
                 let end = range.start();
-                self.segments.insert(start, Segment { end, ..s });
+                self.insert(start, Segment { end, ..s });
             }
             if range.end() < s.end {
                 let at = s.at + (range.end() - start);
-                self.segments.insert(range.end(), Segment { at, ..s });
+                self.insert(range.end(), Segment { at, ..s });
             }
         }
     }
@@ -133,11 +170,11 @@ impl Space {
         wanted: &RangeSet,
         out: &mut Vec<Piece>,
     ) {
-        for (start, s) in self.segments.iter().filter(|(_, s)| s.object == object) {
+        let mut look = |start: u64, s: &Segment| {
             let Some(part) = PageRange::new(s.at, s.at + (s.end - start))
                 .and_then(|whole| whole.intersect(range))
             else {
-                continue;
+                return;
             };
             for run in wanted.within(part) {
                 let addr = start + (run.start() - s.at);
@@ -146,6 +183,21 @@ impl Space {
                     out.push(Piece { space, range, at });
                 }
             }
+        };
+        if matches!(object, Object::Shared(_)) {
+            let here = self.segments.iter().filter(|(_, s)| s.object == object);
+            here.for_each(|(start, s)| look(*start, s));
+            return;
         }
+        // There may be a million, and this is asked for each batch of pages: most
+        // lie where they were.
+        let here = self.overlapping(range).filter(|(_, s)| s.object == object);
+        here.filter(|(r, s)| s.at == r.start())
+            .for_each(|(r, s)| look(r.start(), &s));
+        let moved = self.moved.iter();
+        let moved = moved.filter_map(|at| Some((at, self.segments.get(at)?)));
+        moved
+            .filter(|(_, s)| s.object == object)
+            .for_each(|(start, s)| look(*start, s));
     }
 }
