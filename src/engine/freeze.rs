@@ -22,9 +22,12 @@ use crate::sys::ptrace::{self, Stopped};
 use crate::sys::{pidfd, steer};
 
 mod catch;
+mod collect;
+#[cfg(test)]
+mod tests;
 
 pub(super) use catch::borrow;
-use catch::{Interrupted, catch, stop_process};
+use catch::catch;
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -228,72 +231,6 @@ impl Tree {
         }
         tree.collect(root, &mut before, &mut caught)?;
         Ok(tree)
-    }
-
-    fn collect(
-        &mut self,
-        root: HostPid,
-        before: &mut Vec<(HostPid, Before)>,
-        caught: &mut Interrupted,
-    ) -> Result<()> {
-        self.add(root, None, before, caught)?;
-        let mut at = 0;
-        while at < self.processes.len() {
-            let Some(p) = self.processes.get(at) else {
-                break;
-            };
-            if matches!(p.body, Body::Alive(_)) {
-                for child in procfs::children(p.pid)? {
-                    self.add(child, Some(at), before, caught)?;
-                }
-            }
-            at += 1;
-        }
-        Ok(())
-    }
-
-    fn add(
-        &mut self,
-        pid: HostPid,
-        parent: Option<usize>,
-        before: &mut Vec<(HostPid, Before)>,
-        caught: &mut Interrupted,
-    ) -> Result<()> {
-        if self.processes.len() >= limits::MAX_TASKS {
-            return Err(Error::refused(
-                format!("task {pid}"),
-                "too many tasks in the tree",
-            ));
-        }
-        let fd = pidfd::open(pid)?;
-        let stat = procfs::stat(pid)?;
-        let body = if matches!(stat.state, b'Z' | b'X') {
-            if procfs::threads(pid)?.len() > 1 {
-                return Err(Error::refused(
-                    format!("task {pid}"),
-                    "its main thread has exited while others go on",
-                ));
-            }
-            Body::Zombie(Box::new(procfs::status(pid)?))
-        } else {
-            let before = before
-                .iter()
-                .position(|(p, _)| *p == pid)
-                .map(|i| before.swap_remove(i).1);
-            Body::Alive(stop_process(
-                pid,
-                fd,
-                before.unwrap_or_default(),
-                caught.remove(&pid).unwrap_or_default(),
-            )?)
-        };
-        self.processes.push(Process {
-            pid,
-            parent,
-            stat,
-            body,
-        });
-        Ok(())
     }
 
     /// The processes, parents before children.
