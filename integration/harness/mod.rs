@@ -10,7 +10,7 @@
 //!
 //! | need | use |
 //! |---|---|
-//! | privileges, tools | first line of a test: `needs!(root, runc);` (`root`, `runc`, `gcc`, `redis`, `crossed`) |
+//! | privileges, tools | first line of a test: `needs!(root, runc);` (`root`, `runc`, `gcc`, `redis`, `nginx`, `node`, `java`, `crossed`) |
 //! | something else is missing | `skip!("why")`: says `skipped: why`, and fails in CI unless `integration/allowed-skips.txt` lists the test |
 //! | our binary | [`dunlin()`], and [`criu_dir()`]: a directory in which it is called `criu` |
 //! | the CRIU to compare with | [`criu()`]: `$CRIU`, if given |
@@ -49,7 +49,7 @@ pub use proc::{Snapshot, descendants, fds, maps, read_memory, snapshot, status_f
 pub use program::{Outcome, Program, must, run};
 pub use samples::{busybox_rootfs, compile, patterns_program, sample};
 pub use scratch::{Alone, Scratch, whole_machine};
-pub use skip::{Need, missing, skipped};
+pub use skip::{Need, missing, skipped, tool};
 pub use wait::{Deadline, Lines, Proc, wait_dir, wait_file};
 
 use std::path::{Path, PathBuf};

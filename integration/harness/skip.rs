@@ -1,7 +1,7 @@
 //! A test that cannot run says so; in CI only those on the list may.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a test may need of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,9 @@ pub enum Need {
     Runc,
     Gcc,
     Redis,
+    Nginx,
+    Node,
+    Java,
     Crossed,
 }
 
@@ -17,21 +20,31 @@ pub enum Need {
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
-        Need::Runc => tool("runc"),
-        Need::Gcc => tool("gcc"),
-        Need::Redis => tool("redis-cli"),
+        Need::Runc => lacks("runc"),
+        Need::Gcc => lacks("gcc"),
+        Need::Redis => lacks("redis-cli"),
+        Need::Nginx => lacks("nginx"),
+        Need::Node => lacks("node"),
+        Need::Java => lacks("java").or_else(|| lacks("javac")),
         Need::Crossed => super::criu()
             .is_none()
             .then(|| "no CRIU to cross with (set CRIU=/path)".to_owned()),
     })
 }
 
-fn tool(name: &str) -> Option<String> {
+/// Where a program lies.
+pub fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
+    std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|dir| dir.join(name).is_file());
-    (!found).then(|| format!("{name} is not installed"))
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+fn lacks(name: &str) -> Option<String> {
+    tool(name)
+        .is_none()
+        .then(|| format!("{name} is not installed"))
 }
 
 /// Says that this test is skipped. Past libtest's capture, so that it is read.
@@ -87,6 +100,9 @@ macro_rules! needs {
     (@one root) => { $crate::harness::Need::Root };
     (@one runc) => { $crate::harness::Need::Runc };
     (@one gcc) => { $crate::harness::Need::Gcc };
+    (@one nginx) => { $crate::harness::Need::Nginx };
+    (@one node) => { $crate::harness::Need::Node };
+    (@one java) => { $crate::harness::Need::Java };
     (@one redis) => { $crate::harness::Need::Redis };
     (@one crossed) => { $crate::harness::Need::Crossed };
     ($($need:ident),+ $(,)?) => {
