@@ -35,6 +35,9 @@ fn a_running_container_moves_and_nothing_is_left() {
             .args(["exec", &m.container.id, "echo", "hello"]),
     );
     assert_eq!(exec.stdout.trim(), "hello");
+    // Up, as runc made it; runc does not do so again.
+    let lo = ["exec", &m.container.id, "cat", "/sys/class/net/lo/flags"];
+    assert_eq!(must(m.there.command().args(lo)).stdout.trim(), "0x9");
     // Here: nothing.
     init.wait_gone(PATIENCE);
     assert_eq!(m.container.status(), "unknown");

@@ -32,7 +32,10 @@ enum Net {
     /// It is ours.
     Shared,
     /// Made anew, without content, as `--empty-ns` says.
-    Empty,
+    Empty {
+        /// But `lo` is up.
+        lo_up: bool,
+    },
     /// The caller provides it under this key.
     External(String),
     /// The container's own, with nothing but `lo`.
@@ -132,7 +135,8 @@ impl Capture {
             );
         }
         match &self.net {
-            Net::Shared | Net::Empty => {}
+            Net::Shared | Net::Empty { lo_up: false } => {}
+            Net::Empty { lo_up: true } => net::empty::write(self.ids.root_id(Kind::Net), set),
             Net::External(key) => {
                 let entry = NetnsEntry {
                     ext_key: Some(key.clone()),
@@ -167,7 +171,8 @@ fn network(root: HostPid, ids: &Ids, policy: &Policy) -> Result<Net> {
         return Ok(Net::External(key));
     }
     if policy.empty_ns & Kind::Net.flag() != 0 {
-        return Ok(Net::Empty);
+        let lo_up = net::empty::capture(root)?;
+        return Ok(Net::Empty { lo_up });
     }
     let content = net::capture(root).map_err(|e| {
         e.within(format!(

@@ -55,6 +55,8 @@ pub struct Plan {
     join: Vec<(Kind, OwnedFd)>,
     uts: Option<UtsnsEntry>,
     net: Option<net::Content>,
+    /// `lo` of an empty network namespace was up.
+    lo_up: bool,
     ipc: Option<IpcVarEntry>,
     time: Option<TimensEntry>,
     mounts: Option<mounts::Plan>,
@@ -88,7 +90,7 @@ impl Plan {
 
         let mut join = joined(&policy.join_ns)?;
         let joins_net = join.iter().any(|(k, _)| *k == Kind::Net);
-        let mut net = None;
+        let (mut net, mut lo_up) = (None, false);
         if has(Kind::Net) && !joins_net {
             match set.get::<NetnsEntry>(Image::Netns, id(Kind::Net))? {
                 Some(NetnsEntry {
@@ -97,7 +99,8 @@ impl Plan {
                 Some(settings) if policy.empty_ns & Kind::Net.flag() == 0 => {
                     net = Some(net::read(set, id(Kind::Net), settings)?);
                 }
-                Some(_) | None => {}
+                Some(_) => {}
+                None => lo_up = net::empty::read(set, id(Kind::Net))?,
             }
         }
 
@@ -156,6 +159,7 @@ impl Plan {
             join,
             uts,
             net,
+            lo_up,
             ipc,
             time,
             mounts,
@@ -213,6 +217,9 @@ impl Plan {
         }
         if let Some(net) = &self.net {
             net::rebuild(net)?;
+        }
+        if self.lo_up {
+            net::empty::rebuild()?;
         }
         if let Some(ipc) = &self.ipc {
             ipc::rebuild(ipc)?;

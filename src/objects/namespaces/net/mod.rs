@@ -8,6 +8,7 @@
 //! ([`state`]). What differs is what a restore would lose, and is refused by name.
 
 mod capture;
+pub(super) mod empty;
 mod image;
 mod rebuild;
 mod settings;

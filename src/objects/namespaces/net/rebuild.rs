@@ -34,7 +34,7 @@ fn was_up(addresses: &[u8]) -> Result<bool> {
 }
 
 /// Changes `lo`: those flags that are in `mask`, and what `attributes` say.
-fn set_lo(flags: u32, mask: u32, attributes: &[u8]) -> Result<()> {
+pub(super) fn set_lo(flags: u32, mask: u32, attributes: &[u8]) -> Result<()> {
     // ifinfomsg: family, pad, type, index, flags, mask
     let mut request = vec![0; 4];
     for word in [LOOPBACK.0, flags, mask] {

@@ -173,6 +173,20 @@ impl State {
     }
 }
 
+/// Whether `lo` is up in the calling thread's namespace, whatever else is in it.
+///
+/// # Errors
+/// Those of rtnetlink(7).
+pub(super) fn lo_is_up() -> Result<bool> {
+    let links = route()?
+        .list(RTM_GETLINK, &[0; LINK])
+        .context(|| "list links".to_owned())?;
+    let mut links = links.iter().filter(|m| m.kind == RTM_NEWLINK);
+    let lo = links.find(|m| u32_at(&m.body, 4) == Some(super::LOOPBACK.0));
+    let flags = lo.and_then(|m| u32_at(&m.body, 8)).unwrap_or(0);
+    Ok(flags & super::IFF_UP != 0)
+}
+
 /// The one device, as an image has it, and its addresses as messages.
 ///
 /// # Errors
