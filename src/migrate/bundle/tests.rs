@@ -5,6 +5,7 @@ use crate::wire::message::Entry;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 impl Sink for Landing {
     fn entry(&mut self, e: &Entry) -> Result<()> {
@@ -70,6 +71,7 @@ fn a_tree_arrives_whole_and_its_changes_follow() {
     holes.set_len(5 << 20).unwrap();
     nix::unistd::mkfifo(&s.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let mut tree = Tree::open(s).unwrap();
+    tree.grain = Duration::ZERO;
     let mut land = Landing::new(dst.path(), 1 << 30).unwrap();
     let first = tree.send(&mut land).unwrap();
     land.settle().unwrap();
@@ -107,6 +109,7 @@ fn a_file_that_is_mapped_shared_is_sent_by_every_walk() {
     fs::write(src.path().join("mapped"), b"content").unwrap();
     fs::write(src.path().join("other"), b"content").unwrap();
     let mut tree = Tree::open(src.path()).unwrap();
+    tree.grain = Duration::ZERO;
     let mut land = Landing::new(dst.path(), 1 << 20).unwrap();
     tree.send(&mut land).unwrap();
     assert_eq!(tree.send(&mut land).unwrap().entries, 0);
@@ -200,4 +203,21 @@ fn bytes_past_the_end_or_over_the_limit_are_refused() {
         })
         .is_err()
     );
+}
+
+/// Two writes within one tick of an older kernel's clock leave the same times.
+#[test]
+fn a_file_that_has_just_changed_is_sent_by_the_next_walk_too() {
+    let (src, dst) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(src.path().join("file"), b"content").unwrap();
+    let mut tree = Tree::open(src.path()).unwrap();
+    tree.grain = Duration::from_secs(3600);
+    let mut land = Landing::new(dst.path(), 1 << 20).unwrap();
+    tree.send(&mut land).unwrap();
+    let sent = tree.send(&mut land).unwrap();
+    assert_eq!((sent.entries, sent.bytes), (1, 7));
+    tree.grain = Duration::ZERO;
+    tree.send(&mut land).unwrap();
+    let sent = tree.send(&mut land).unwrap();
+    assert_eq!((sent.entries, sent.bytes), (0, 0));
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -65,6 +66,20 @@ impl Mark {
     }
 }
 
+/// How coarse the times of files may be, with room: older kernels count them in
+/// ticks, of which the longest is 10 ms.
+const GRAIN: Duration = Duration::from_millis(40);
+
+/// Whether a change now would show in the file's times: one in the tick of the last
+/// one does not.
+fn is_old(stat: &FileStat, grain: Duration) -> bool {
+    let since = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
+    let nanos = u32::try_from(stat.st_ctime_nsec).unwrap_or(0);
+    let changed = Duration::new(since(stat.st_ctime), nanos);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    changed.saturating_add(grain) <= now.unwrap_or_default()
+}
+
 /// What one walk sent.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
@@ -83,13 +98,15 @@ pub struct Sent {
 pub struct Tree {
     root: OwnedFd,
     device: u64,
-    known: BTreeMap<Vec<u8>, Mark>,
+    known: BTreeMap<Vec<u8>, Option<Mark>>,
     mapped: BTreeSet<u64>,
+    pub(super) grain: Duration,
 }
 
 struct Walk<'a> {
-    known: BTreeMap<Vec<u8>, Mark>,
-    old: &'a BTreeMap<Vec<u8>, Mark>,
+    known: BTreeMap<Vec<u8>, Option<Mark>>,
+    old: &'a BTreeMap<Vec<u8>, Option<Mark>>,
+    grain: Duration,
     mapped: &'a BTreeSet<u64>,
     links: HashMap<u64, Vec<u8>>,
     device: u64,
@@ -117,6 +134,7 @@ impl Tree {
             device,
             known: BTreeMap::new(),
             mapped: BTreeSet::new(),
+            grain: GRAIN,
         })
     }
 
@@ -137,6 +155,7 @@ impl Tree {
         let mut walk = Walk {
             known: BTreeMap::new(),
             old: &self.known,
+            grain: self.grain,
             mapped: &self.mapped,
             links: HashMap::new(),
             device: self.device,
@@ -256,7 +275,7 @@ impl Walk<'_> {
     }
 
     fn unchanged(&self, path: &[u8], stat: &FileStat) -> bool {
-        self.old.get(path) == Some(&Mark::of(stat)) && !self.mapped.contains(&stat.st_ino)
+        self.old.get(path) == Some(&Some(Mark::of(stat))) && !self.mapped.contains(&stat.st_ino)
     }
 
     fn one(
@@ -301,7 +320,10 @@ impl Walk<'_> {
                 self.content(&path, &file, size)?;
             }
         }
-        self.known.insert(path, Mark::of(stat));
+        // One that may change unseen is no known one.
+        let regular = kind == SFlag::S_IFREG;
+        let mark = (!regular || is_old(stat, self.grain)).then(|| Mark::of(stat));
+        self.known.insert(path, mark);
         Ok(())
     }
 
