@@ -1,6 +1,7 @@
 //! The namespaces of a running container as records.
 
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
 
 use tracing::debug;
 
@@ -32,10 +33,7 @@ enum Net {
     /// It is ours.
     Shared,
     /// Made anew, without content, as `--empty-ns` says.
-    Empty {
-        /// But `lo` is up.
-        lo_up: bool,
-    },
+    Empty,
     /// The caller provides it under this key.
     External(String),
     /// The container's own, with nothing but `lo`.
@@ -48,6 +46,9 @@ pub struct Capture {
     root: HostPid,
     ids: Ids,
     net: Net,
+    /// Whether `lo` of a namespace that is made anew is up: asked beside the rest,
+    /// since entering a namespace takes a while.
+    lo_up: Option<Receiver<Result<bool>>>,
     mounts: Option<Mounts>,
     table: MountTable,
 }
@@ -71,6 +72,12 @@ impl Capture {
             ));
         }
         let net = network(root, &ids, policy)?;
+        let lo_up = (net == Net::Empty).then(|| {
+            let (tell, told) = channel();
+            // Nobody listens any more if the capture has failed.
+            std::thread::spawn(move || tell.send(net::empty::capture(root)));
+            told
+        });
         let own_cgroup_ns = ids.is_private(Kind::Cgroup);
         let (mounts, table) = if ids.is_private(Kind::Mnt) {
             let declared = Declared {
@@ -87,6 +94,7 @@ impl Capture {
             root,
             ids,
             net,
+            lo_up,
             mounts,
             table,
         })
@@ -135,8 +143,7 @@ impl Capture {
             );
         }
         match &self.net {
-            Net::Shared | Net::Empty { lo_up: false } => {}
-            Net::Empty { lo_up: true } => net::empty::write(self.ids.root_id(Kind::Net), set),
+            Net::Shared | Net::Empty => {}
             Net::External(key) => {
                 let entry = NetnsEntry {
                     ext_key: Some(key.clone()),
@@ -145,6 +152,12 @@ impl Capture {
                 set.put(Image::Netns, self.ids.root_id(Kind::Net), &entry);
             }
             Net::Own(content) => net::write(content, self.ids.root_id(Kind::Net), set)?,
+        }
+        if let Some(told) = &self.lo_up {
+            let up = told.recv();
+            if up.map_err(|_| Error::bug("look at lo", "it panicked"))?? {
+                net::empty::write(self.ids.root_id(Kind::Net), set);
+            }
         }
         if let Some(mounts) = &self.mounts {
             mounts::write(mounts, self.ids.root_id(Kind::Mnt), set);
@@ -171,8 +184,7 @@ fn network(root: HostPid, ids: &Ids, policy: &Policy) -> Result<Net> {
         return Ok(Net::External(key));
     }
     if policy.empty_ns & Kind::Net.flag() != 0 {
-        let lo_up = net::empty::capture(root)?;
-        return Ok(Net::Empty { lo_up });
+        return Ok(Net::Empty);
     }
     let content = net::capture(root).map_err(|e| {
         e.within(format!(
