@@ -7,7 +7,7 @@ mod harness;
 mod migrate_support;
 
 use harness::*;
-use migrate_support::{Move, send, wait_stopped};
+use migrate_support::{Ended, Move, send, wait_stopped};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -64,6 +64,28 @@ fn a_running_container_moves_and_nothing_is_left() {
     assert_eq!(m.status_there(), "unknown");
 }
 
+/// What a probe writes at the destination.
+fn says(m: &Move, turn: &str) {
+    let said = m.scratch.join("said");
+    let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
+    assert!(!text.contains("wrong"), "{text}");
+}
+
+/// Moves a probe. It runs there, and nothing comes: it is told to do its turn before
+/// its memory is there. Gives what the receiver said.
+fn disturbed_before_its_memory_is_there(m: &Move) -> Ended {
+    let said = m.scratch.join("said");
+    let (receiver, at) = m.receive(&["--output", said.to_str().unwrap()]);
+    let mut source = m.migrate(&at, &["--pause-at", "resumed"]);
+    wait_stopped(&mut source);
+    m.wait_running_there();
+    m.signal_there("USR1");
+    send(source.id(), Signal::SIGCONT);
+    let (source, receiver) = (m.end(source, "migrate.log"), m.end(receiver, "receive.log"));
+    assert!(source.ok, "{}\n{}", source.text, receiver.text);
+    receiver
+}
+
 #[test]
 fn shared_memory_follows_a_container_that_has_moved() {
     needs!(root, runc, gcc);
@@ -71,23 +93,10 @@ fn shared_memory_follows_a_container_that_has_moved() {
     let mut m = Move::of("mig-shared", &sample("shared"), &args, |_| ());
     m.container.signal("USR1");
     m.container.lines.expect("turn 1", PATIENCE);
-    let said = m.scratch.join("said");
-    let says = |turn: &str| {
-        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
-        assert!(!text.contains("wrong"), "{text}");
-    };
-    let (receiver, at) = m.receive(&["--output", said.to_str().unwrap()]);
-    let mut source = m.migrate(&at, &["--pause-at", "resumed"]);
-    // It runs there, and nothing comes: it is disturbed before its memory is there.
-    wait_stopped(&mut source);
-    m.wait_running_there();
-    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
-    send(source.id(), Signal::SIGCONT);
-    let (source, receiver) = (m.end(source, "migrate.log"), m.end(receiver, "receive.log"));
-    assert!(source.ok, "{}\n{}", source.text, receiver.text);
-    says("turn 2");
-    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
-    says("turn 3");
+    disturbed_before_its_memory_is_there(&m);
+    says(&m, "turn 2");
+    m.signal_there("USR1");
+    says(&m, "turn 3");
     let r = m.report();
     assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
     assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
@@ -100,23 +109,11 @@ fn shared_memory_follows_a_container_that_has_moved() {
 fn guard_pages_that_are_made_in_the_moment_of_the_freeze_move_too() {
     needs!(root, runc, gcc);
     let m = Move::of("mig-guards", &sample("guards"), &["/bin/guards"], |_| ());
-    let said = m.scratch.join("said");
-    let says = |turn: &str| {
-        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
-        assert!(!text.contains("wrong"), "{text}");
-    };
-    let (receiver, at) = m.receive(&["--output", said.to_str().unwrap()]);
-    let mut source = m.migrate(&at, &["--pause-at", "resumed"]);
-    // It runs there, and nothing comes: it meets the newest guard pages first.
-    wait_stopped(&mut source);
-    m.wait_running_there();
-    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
-    send(source.id(), Signal::SIGCONT);
-    let (source, receiver) = (m.end(source, "migrate.log"), m.end(receiver, "receive.log"));
-    assert!(source.ok, "{}\n{}", source.text, receiver.text);
-    says("turn 1");
-    must(m.there.command().args(["kill", &m.container.id, "USR1"]));
-    says("turn 2");
+    // It meets the newest guard pages first.
+    let receiver = disturbed_before_its_memory_is_there(&m);
+    says(&m, "turn 1");
+    m.signal_there("USR1");
+    says(&m, "turn 2");
     let told = "guard pages that were made just before the freeze";
     assert!(receiver.text.contains(told), "none was: {}", receiver.text);
     assert!(!receiver.text.contains("SIGBUS"), "{}", receiver.text);
@@ -136,9 +133,8 @@ fn areas_that_come_and_go_all_the_time_move_as_they_are() {
     let (source, receiver) = m.both(&["--output", said.to_str().unwrap()], &[]);
     assert!(source.ok, "{}\n{}", source.text, receiver.text);
     for turn in ["turn 1", "turn 2"] {
-        must(m.there.command().args(["kill", &m.container.id, "USR1"]));
-        let text = wait_file(&said, PATIENCE, |t| t.contains(turn) || t.contains("wrong"));
-        assert!(!text.contains("wrong"), "{text}");
+        m.signal_there("USR1");
+        says(&m, turn);
     }
 }
 

@@ -136,6 +136,14 @@ impl Move {
         names(&self.state(side))
     }
 
+    pub fn signal_there(&self, signal: &str) {
+        must(
+            self.there
+                .command()
+                .args(["kill", &self.container.id, signal]),
+        );
+    }
+
     /// What lies at the destination.
     pub fn landed(&self) -> Vec<String> {
         names(&self.scratch.join("in"))

@@ -82,6 +82,19 @@ impl PageRange {
         self.len() / PAGE_SIZE
     }
 
+    /// Each page of it, as a range of its own.
+    pub fn each_page(self) -> impl Iterator<Item = Self> {
+        (0..self.pages()).map(move |page| Self {
+            start: self.start + page * PAGE_SIZE,
+            end: self.start + (page + 1) * PAGE_SIZE,
+        })
+    }
+
+    /// Its first page; `None` if it is empty.
+    pub fn first_page(self) -> Option<Self> {
+        self.each_page().next()
+    }
+
     /// Whether the byte address lies inside.
     pub fn contains(self, addr: u64) -> bool {
         self.start <= addr && addr < self.end

@@ -430,14 +430,7 @@ fn read_before(root: HostPid, guards: bool, all: &mut Vec<(HostPid, Before)>) {
     } else {
         Before::read
     };
-    let mut queue = vec![root];
-    while let Some(pid) = queue.pop() {
-        // what comes and goes meanwhile is read in the freeze
-        if let Ok(before) = read(pid) {
-            all.push((pid, before));
-        }
-        if all.len() < limits::MAX_TASKS {
-            queue.extend(procfs::children(pid).unwrap_or_default());
-        }
-    }
+    // what comes and goes meanwhile is read in the freeze
+    let each = procfs::tree(root).filter_map(|pid| Some((pid, read(pid).ok()?)));
+    all.extend(each.take(limits::MAX_TASKS));
 }

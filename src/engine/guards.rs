@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use super::freeze::borrow;
-use crate::base::{Error, HostPid, PageRange, Result};
+use crate::base::{HostPid, PageRange, Result};
+use crate::objects::mm::rebuild::MADV_GUARD_INSTALL;
 use crate::sys::{procfs, steer};
 
-/// madvise(2) advice that makes guard pages.
-const MADV_GUARD_INSTALL: u64 = 102;
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -17,22 +16,21 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// # Errors
 /// ESRCH if the process is gone; the call's errno.
 pub fn make(pid: HostPid, range: PageRange) -> Result<bool> {
-    let maps = procfs::maps(pid)?;
-    let vdso = maps.iter().find(|m| m.name == "[vdso]");
-    let vdso = vdso.ok_or_else(|| Error::refused(format!("task {pid}"), "it has no vdso"))?;
-    let insn = steer::find_syscall(pid, vdso.range)?;
-    let args = [range.start(), range.len(), MADV_GUARD_INSTALL];
+    let vdso = procfs::vdso(pid, &procfs::maps(pid)?)?;
+    let insn = steer::find_syscall(pid, vdso)?;
+    let args = [
+        range.start(),
+        range.len(),
+        u64::from(MADV_GUARD_INSTALL.cast_unsigned()),
+    ];
     let done = borrow(pid, PATIENCE, |task| {
         steer::once(task, insn, libc::SYS_madvise, &args)
     })?;
-    match done.map(i32::try_from) {
-        None => Ok(false),
-        Some(Ok(0)) => Ok(true),
-        Some(errno) => Err(Error::errno(
-            format!("madvise {range} of task {pid} as guard pages"),
-            errno.map_or(libc::EINVAL, |e| -e),
-        )),
-    }
+    let Some(ret) = done else {
+        return Ok(false);
+    };
+    let what = format!("madvise {range} of task {pid} as guard pages");
+    steer::returned(what, ret).map(|_| true)
 }
 
 #[cfg(test)]
@@ -42,9 +40,9 @@ mod tests {
 
     use crate::base::VAddr;
     use crate::memory::held::Space;
+    use crate::memory::testing::lazy;
     use crate::memory::{
-        Area, Filler, Handler, Job, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
-        guard,
+        Filler, Handler, Job, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
     };
     use crate::sys::ptrace::{self, Options, Waited};
     use crate::sys::testing::Child;
@@ -72,21 +70,7 @@ mod tests {
 
     /// `pages` pages of which nobody knows which exist, with their handler.
     fn unlisted(child: &Child, pages: u64) -> (Handler, PageRange) {
-        let range = PageRange::with_pages(child.mmap(pages * PAGE), pages).unwrap();
-        let area = Area {
-            range,
-            object: Object::Private(SpaceId(1)),
-            at: range.start(),
-            wipe_on_fork: false,
-        };
-        let space = LazySpace {
-            id: SpaceId(1),
-            pid: child.pid(),
-            pidfd: child.pidfd().try_clone().unwrap(),
-            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-            areas: vec![area],
-            needed: vec![range],
-        };
+        let (space, range) = lazy(child, SpaceId(1), pages);
         let filler = Filler::new(Job {
             spaces: vec![space],
             shared: Vec::new(),

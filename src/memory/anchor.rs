@@ -98,7 +98,8 @@ impl Anchor {
 mod tests {
     use super::*;
     use crate::base::{PAGE_SIZE, PageRange, VAddr};
-    use crate::memory::{Area, Filler, Job, LazySpace, Object, SpaceId};
+    use crate::memory::testing::own;
+    use crate::memory::{Filler, Job, LazySpace, SpaceId};
     use crate::sys::testing::Child;
     use crate::sys::uffd::{Uffd, feature, mode};
     use crate::sys::{aio, pidfd, procfs, vm};
@@ -172,12 +173,7 @@ mod tests {
         let child = Child::fork();
         let (anchor, uffd, at) = anchored(&child);
         let range = PageRange::with_pages(at, 1).unwrap();
-        let area = Area {
-            range,
-            object: Object::Private(SpaceId(1)),
-            at,
-            wipe_on_fork: false,
-        };
+        let area = own(SpaceId(1), range);
         let space = LazySpace {
             id: SpaceId(1),
             pid: child.pid(),

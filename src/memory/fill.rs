@@ -80,7 +80,8 @@ mod tests {
     use super::*;
     use crate::base::{PAGE_SIZE, PageRange};
     use crate::memory::held::{Content, HeldPages, Space};
-    use crate::memory::{Area, Direct, Handler, Job, LazySpace, Object, OnLoss, SpaceId, guard};
+    use crate::memory::testing::{guarded, own};
+    use crate::memory::{Direct, Handler, Job, OnLoss, SpaceId};
     use crate::sys::testing::Child;
     use std::os::fd::AsFd;
     use std::sync::Arc;
@@ -92,21 +93,8 @@ mod tests {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         assert_eq!(child.mmap_with(at, GIB, flags, -1), at);
         let range = PageRange::new(at, at + GIB).unwrap();
-        let object = Object::Private(SpaceId(1));
-        let area = Area {
-            range,
-            object,
-            at,
-            wipe_on_fork: false,
-        };
-        let space = LazySpace {
-            id: SpaceId(1),
-            pid: child.pid(),
-            pidfd: child.pidfd().try_clone().unwrap(),
-            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-            areas: vec![area],
-            needed,
-        };
+        let id = SpaceId(1);
+        let space = guarded(child, id, vec![own(id, range)], needed);
         Job {
             spaces: vec![space],
             shared: vec![],
@@ -126,10 +114,9 @@ mod tests {
         crate::sys::pidfd::send_signal(source.pidfd().as_fd(), libc::SIGSTOP).unwrap();
         let area = PageRange::new(at, at + GIB).unwrap();
         let start = Instant::now();
-        let mut space = Space::open(SpaceId(1), source.pid()).unwrap();
-        space.collect(area, Content::Anonymous).unwrap();
+        let space = Space::open(SpaceId(1), source.pid()).unwrap();
+        let needed = space.existing(area, Content::Anonymous).unwrap().content;
         println!("find which pages exist: {:?}", start.elapsed());
-        let needed = space.runs().to_vec();
         assert_eq!(needed, [area]);
         let held = Arc::new(HeldPages::new([space], []));
         for threads in [1, 2] {

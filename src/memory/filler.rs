@@ -301,7 +301,7 @@ impl Filler {
                 Some(Stop::Again) => return Ok(Attempt::ReadEvents),
                 Some(Stop::Exists) => {
                     self.placed(space, object, piece.at, PAGE_SIZE, content);
-                    if let Some(page) = PageRange::with_pages(piece.range.start(), 1) {
+                    if let Some(page) = piece.range.first_page() {
                         space.uffd.wake(page)?;
                     }
                 }
@@ -312,7 +312,7 @@ impl Filler {
                 // An event that was raised meanwhile answers the second try.
                 Some(Stop::NoArea) if doubted != Some(piece) => doubted = Some(piece),
                 Some(Stop::NoArea) => {
-                    if let Some(page) = PageRange::with_pages(piece.range.start(), 1) {
+                    if let Some(page) = piece.range.first_page() {
                         self.residency().unmap(space.id, page);
                         space.uffd.wake(page)?;
                     }

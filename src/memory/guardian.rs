@@ -27,9 +27,7 @@
 //! that it lacks: each fault that it tells is answered with poison, in whatever
 //! address space it is. No zeros are read there either.
 
-use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -40,7 +38,7 @@ use tracing::{error, warn};
 
 use crate::base::{HostPid, Result, ResultExt};
 use crate::memory::Filler;
-use crate::sys::{cgroup, guardian};
+use crate::sys::{cgroup, guardian, private};
 
 /// A running guardian; drop it when every page is accounted for, and not before.
 #[derive(Debug)]
@@ -63,7 +61,7 @@ impl Guardian {
     /// # Errors
     /// The file cannot be opened, process or thread not made.
     pub fn start(status: Option<&Path>) -> Result<Self> {
-        let status = status.map(append_to).transpose()?;
+        let status = status.map(private::append).transpose()?.map(OwnedFd::from);
         let first = guardian::Guardian::start(status)?;
         cgroup::leave(first.pid());
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -93,7 +91,7 @@ impl Guardian {
     /// # Errors
     /// The file cannot be opened.
     pub fn say_in(&mut self, status: &Path) -> Result<()> {
-        self.shared.now().say_to(append_to(status)?);
+        self.shared.now().say_to(private::append(status)?.into());
         Ok(())
     }
 
@@ -152,16 +150,6 @@ impl Shared {
             warn!("the guardian died; {} has taken its place", now.pid());
         }
     }
-}
-
-fn append_to(path: &Path) -> Result<OwnedFd> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .map(OwnedFd::from)
-        .context(|| format!("open {}", path.display()))
 }
 
 #[cfg(test)]

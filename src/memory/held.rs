@@ -45,7 +45,6 @@ pub struct Space {
     start_time: u64,
     pidfd: OwnedFd,
     pagemap: Pagemap,
-    runs: Vec<PageRange>,
 }
 
 impl Space {
@@ -61,7 +60,6 @@ impl Space {
             start_time: procfs::stat(pid)?.start_time,
             pidfd,
             pagemap: Pagemap::open(pid)?,
-            runs: Vec::new(),
         };
         // Whatever was opened by number belonged to the process of the pidfd,
         // if that still lives.
@@ -145,22 +143,6 @@ impl Space {
         let found = self.pagemap.first(area, Filter::ANONYMOUS)?;
         self.check()?;
         Ok(found)
-    }
-
-    /// As [`Self::existing`], and remembers them as pages to be carried.
-    ///
-    /// # Errors
-    /// As [`Self::existing`].
-    pub fn collect(&mut self, area: PageRange, content: Content) -> Result<u64> {
-        let found = self.existing(area, content)?.content;
-        let pages = found.iter().map(|r| r.pages()).sum();
-        self.runs.extend(found);
-        Ok(pages)
-    }
-
-    /// What [`Self::collect`] found.
-    pub fn runs(&self) -> &[PageRange] {
-        &self.runs
     }
 
     /// Fills `buf` from `at`, PROT_NONE pages too.
@@ -388,9 +370,9 @@ mod tests {
             );
         }
         pidfd::send_signal(child.pidfd().as_fd(), libc::SIGSTOP).unwrap();
-        let mut space = Space::open(SpaceId(7), child.pid()).unwrap();
-        assert_eq!(space.collect(range, Content::Anonymous).unwrap(), 21);
-        let runs = space.runs().to_vec();
+        let space = Space::open(SpaceId(7), child.pid()).unwrap();
+        let runs = space.existing(range, Content::Anonymous).unwrap().content;
+        assert_eq!(runs.iter().map(|r| r.pages()).sum::<u64>(), 21);
         let held = HeldPages::new([space], []);
         std::thread::scope(|s| {
             for part in runs.chunks(8) {

@@ -32,6 +32,9 @@ pub mod anchor;
 pub mod handoff;
 pub mod serve;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 pub use filler::{Filler, Job, LazyShared, LazySpace, guard};
 pub use handler::{Direct, Handler, OnLoss};
 pub use ids::{Object, Origin, SpaceId};

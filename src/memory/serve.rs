@@ -61,9 +61,10 @@ pub fn serve_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Error, PAGE_SIZE, PageRange};
+    use crate::base::{Error, PAGE_SIZE};
     use crate::memory::handoff::Client;
-    use crate::memory::{Area, LazySpace, Object, SpaceId, guard};
+    use crate::memory::testing::lazy;
+    use crate::memory::{Object, SpaceId};
     use crate::sys::pidfd;
     use crate::sys::testing::Child;
     use std::os::fd::AsFd;
@@ -85,29 +86,13 @@ mod tests {
     }
 
     fn restore(child: &Child, work: &Path) -> u64 {
-        let at = child.mmap(PAGES * PAGE_SIZE);
-        let range = PageRange::with_pages(at, PAGES).unwrap();
-        let object = Object::Private(SpaceId(1));
-        let area = Area {
-            range,
-            object,
-            at,
-            wipe_on_fork: false,
-        };
-        let space = LazySpace {
-            id: SpaceId(1),
-            pid: child.pid(),
-            pidfd: child.pidfd().try_clone().unwrap(),
-            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-            areas: vec![area],
-            needed: vec![range],
-        };
+        let (space, range) = lazy(child, SpaceId(1), PAGES);
         let mut client = Client::connect(work, LONG).unwrap();
         client.images(LONG).unwrap();
         client.space(&space).unwrap();
         client.ready(child.pid(), LONG).unwrap();
         client.resumed().unwrap();
-        at
+        range.start()
     }
 
     #[test]

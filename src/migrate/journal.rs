@@ -145,6 +145,13 @@ pub struct Story {
     pub at: u64,
 }
 
+impl Story {
+    /// Where things are: as noted last, else as known from the beginning.
+    pub fn place(&self) -> &serde_json::Value {
+        self.note.as_ref().unwrap_or(&self.facts.port)
+    }
+}
+
 /// The journal's file of one container on one end.
 ///
 /// # Errors

@@ -217,16 +217,15 @@ impl Pump {
         for range in content.iter().chain(&guards) {
             absent.remove(*range);
         }
+        let absent: Vec<_> = absent.iter().map(|r| (object, r)).collect();
+        let guards: Vec<_> = guards.into_iter().map(|r| (object, r)).collect();
         // The wanted page comes first, whatever it is.
         for ranges in content.chunks(MAX_RUNS / 2) {
             let ranges = ranges.to_vec();
             self.send(writer, &Piece { object, ranges }).await?;
         }
-        let of = |ranges: &mut dyn Iterator<Item = PageRange>| -> Vec<_> {
-            ranges.map(|r| (object, r)).collect()
-        };
-        say_absent(writer, &of(&mut absent.iter()), false).await?;
-        say_absent(writer, &of(&mut guards.into_iter()), true).await
+        say_absent(writer, &absent, false).await?;
+        say_absent(writer, &guards, true).await
     }
 
     /// Pushes pieces until all have been taken, once it is known which there are, or

@@ -139,6 +139,17 @@ impl Map {
     }
 }
 
+/// The code of the vDSO among the areas of a task.
+///
+/// # Errors
+/// It has none.
+pub fn vdso(pid: HostPid, maps: &[Map]) -> Result<PageRange> {
+    let found = maps.iter().find(|m| m.name == "[vdso]");
+    found
+        .map(|m| m.range)
+        .ok_or_else(|| Error::refused(format!("task {pid}"), "it has no vdso"))
+}
+
 fn read(pid: HostPid, what: &str) -> Result<Vec<u8>> {
     let path = format!("/proc/{pid}/{what}");
     fs::read(&path).map_err(|e| Error::os(format!("read {path}"), e))
@@ -311,6 +322,18 @@ pub fn children(pid: HostPid) -> Result<Vec<HostPid>> {
         );
     }
     Ok(all)
+}
+
+/// A process and all below it, parents first. The children of each are read when the
+/// next one is asked for; those of one that has gone are not found.
+pub fn tree(root: HostPid) -> impl Iterator<Item = HostPid> {
+    let mut left = vec![root];
+    let mut last = None;
+    std::iter::from_fn(move || {
+        left.extend(last.and_then(|pid| children(pid).ok()).unwrap_or_default());
+        last = left.pop();
+        last
+    })
 }
 
 /// `/proc/PID/comm` without the newline.

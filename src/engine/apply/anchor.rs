@@ -8,9 +8,10 @@ use tracing::warn;
 use super::Build;
 use crate::base::{Error, NsPid, Result};
 use crate::memory::anchor::Anchor;
-use crate::sys::steer::{Arg, Batch};
+use crate::sys::aio;
+use crate::sys::procmap::Areas;
+use crate::sys::steer::{Arg, Batch, returned};
 use crate::sys::uffd::Uffd;
-use crate::sys::{aio, procfs};
 
 impl Build<'_> {
     /// Puts the userfaultfd of a task into the anchor, and lets its address space
@@ -45,7 +46,7 @@ impl Build<'_> {
             &[1.into(), Arg::Buf(context)],
         );
         let made = live.leader.run(&b)?;
-        if let Err(e) = done("io_setup", made.ret(setup)) {
+        if let Err(e) = returned("io_setup", made.ret(setup)) {
             return Ok(Err(e));
         }
         let context = made.u64_at(context, 0);
@@ -58,8 +59,7 @@ impl Build<'_> {
         let fd = live.leader.run(&b)?.ret(fd);
         let fd =
             i32::try_from(fd).map_err(|_| Error::bug("pidfd_getfd", format!("returned {fd}")))?;
-        let maps = procfs::maps(live.host)?;
-        let ring = maps.iter().find(|m| m.range.start() == context);
+        let ring = Areas::open(live.host)?.at(context)?;
         let ring = ring.ok_or_else(|| Error::bug("io_setup", "made no ring"))?;
         let mut b = Batch::new();
         let request = b.bytes(&aio::until_its_end(fd));
@@ -75,17 +75,9 @@ impl Build<'_> {
         b.call(
             "munmap",
             libc::SYS_munmap,
-            &[context.into(), ring.range.len().into()],
+            &[context.into(), ring.len().into()],
         );
         let made = live.leader.run(&b)?;
-        Ok(done("io_submit", made.ret(submit)))
-    }
-}
-
-/// What a call returned: not built in, not allowed, none left, or done.
-fn done(call: &str, returned: i64) -> Result<()> {
-    match i32::try_from(-returned) {
-        Ok(errno) if errno > 0 => Err(Error::errno(call, errno)),
-        _ => Ok(()),
+        Ok(returned("io_submit", made.ret(submit)).map(drop))
     }
 }

@@ -9,7 +9,7 @@
 use super::super::freeze::Tree;
 use crate::base::{PAGE_SIZE, Result};
 use crate::objects::mm::capture::{Before, Flags, Style, is_plain};
-use crate::sys::procfs::Map;
+use crate::sys::procfs::{self, Map};
 use crate::sys::procmap::Areas;
 use crate::sys::steer;
 
@@ -39,7 +39,6 @@ pub(super) fn find(
     };
     let pid = process.pid;
     let mib = usize::try_from(process.stat.resident >> 20).unwrap_or(usize::MAX);
-    let vdso = all.iter().find(|m| m.name == "[vdso]");
     if new.len() > mib / MIB_PER_AREA || new.iter().any(|m| !is_plain(m)) {
         return none;
     }
@@ -50,7 +49,8 @@ pub(super) fn find(
     if locks || before.has("lo") || before.has("mg") {
         return none;
     }
-    let Some(insn) = vdso.and_then(|m| steer::find_syscall(pid, m.range).ok()) else {
+    let insn = procfs::vdso(pid, all).and_then(|vdso| steer::find_syscall(pid, vdso));
+    let Ok(insn) = insn else {
         return none;
     };
     let mut asker = Asker {
@@ -180,7 +180,6 @@ impl Asker<'_> {
 mod tests {
     use super::*;
     use crate::base::PageRange;
-    use crate::sys::procfs;
     use crate::sys::testing::Child;
 
     const MIB: u64 = 1 << 20;

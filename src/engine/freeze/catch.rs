@@ -16,25 +16,24 @@ use crate::sys::ptrace::{self, Options, Seized, Stop, Stopped, Waited};
 /// Threads that have been interrupted and not yet been seen to stop.
 pub(super) type Interrupted = HashMap<HostPid, Vec<Seized>>;
 
-/// Interrupts the threads of `pid` that are not in `seen` yet.
-fn interrupt(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
+/// Interrupts one thread. `None`: it has ended.
+fn interrupt(tid: HostPid) -> Result<Option<Seized>> {
     let options = Options {
         suspend_seccomp: true,
         ..Options::default()
     };
-    let mut fresh = Vec::new();
-    for tid in procfs::threads(pid)? {
-        if !seen.insert(tid) {
-            continue;
-        }
-        match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
-            Ok(s) => fresh.push(s),
-            // it ended between listing and seizing
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(e) => return Err(why_not(tid, e)),
-        }
+    match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
+        Ok(s) => Ok(Some(s)),
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(why_not(tid, e)),
     }
-    Ok(fresh)
+}
+
+/// Interrupts the threads of `pid` that are not in `seen` yet.
+fn interrupt_new(pid: HostPid, seen: &mut HashSet<HostPid>) -> Result<Vec<Seized>> {
+    let threads = procfs::threads(pid)?;
+    let new = threads.into_iter().filter(|tid| seen.insert(*tid));
+    new.filter_map(|tid| interrupt(tid).transpose()).collect()
 }
 
 /// Interrupts the whole tree under `pid`, waiting for nothing.
@@ -44,7 +43,7 @@ pub(super) fn catch(pid: HostPid, caught: &mut Interrupted) -> Result<()> {
         if matches!(procfs::stat(pid)?.state, b'Z' | b'X') {
             continue;
         }
-        caught.insert(pid, interrupt(pid, &mut HashSet::new())?);
+        caught.insert(pid, interrupt_new(pid, &mut HashSet::new())?);
         queue.extend(procfs::children(pid)?);
     }
     Ok(())
@@ -61,7 +60,7 @@ pub(super) fn stop_process(
     let mut stopped: Vec<(Stopped, Stop)> = Vec::new();
     let mut stop = || -> Result<()> {
         loop {
-            fresh.extend(interrupt(pid, &mut seen)?);
+            fresh.extend(interrupt_new(pid, &mut seen)?);
             if fresh.is_empty() {
                 return Ok(());
             }
@@ -187,14 +186,8 @@ fn borrow_thread<T>(
     patience: Duration,
     act: impl Fn(&mut Stopped) -> Result<T>,
 ) -> Result<Option<T>> {
-    let options = Options {
-        suspend_seccomp: true,
-        ..Options::default()
-    };
-    let seized = match ptrace::seize(tid, options).and_then(|s| s.interrupt().map(|()| s)) {
-        Ok(s) => s,
-        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(e) => return Err(why_not(tid, e)),
+    let Some(seized) = interrupt(tid)? else {
+        return Ok(None);
     };
     let Caught::Stopped(mut stopped, _) = wait_for(seized, patience)? else {
         return Ok(None);

@@ -162,15 +162,12 @@ fn stopped_features(list: &mut List, task: &mut Stopped, child: &clone::Child) {
         "restartable sequences",
         task.rseq().map(drop),
     );
-    let vdso = procfs::maps(child.pid).and_then(|maps| {
-        let vdso = maps.into_iter().find(|map| map.name == "[vdso]");
-        vdso.ok_or_else(|| Error::new(Blame::Kernel, "a task", "has no vdso"))
-    });
+    let vdso = procfs::maps(child.pid).and_then(|maps| procfs::vdso(child.pid, &maps));
     let insn = vdso.and_then(|vdso| {
         let mut head = [0; 4];
-        let read = vm::read(child.pid, VAddr(vdso.range.start()), &mut head);
+        let read = vm::read(child.pid, VAddr(vdso.start()), &mut head);
         list.needs("process_vm_readv", "reading memory in place", read);
-        steer::find_syscall(child.pid, vdso.range)
+        steer::find_syscall(child.pid, vdso)
     });
     let steered = insn.and_then(|insn| {
         let pid = steer::once(task, insn, libc::SYS_getpid, &[])?;

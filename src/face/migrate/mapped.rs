@@ -11,18 +11,14 @@ use crate::sys::{procfs, procmap};
 /// among them: a program's archive of code, often most of a bundle, is mapped so.
 pub(super) fn written(init: HostPid) -> BTreeSet<u64> {
     let mut inodes = BTreeSet::new();
-    let mut pids = vec![init];
-    while let Some(pid) = pids.pop() {
+    for pid in procfs::tree(init) {
         // A task that has just ended maps nothing.
-        let (Ok(maps), Ok(children)) = (procfs::maps(pid), procfs::children(pid)) else {
-            continue;
-        };
+        let maps = procfs::maps(pid).unwrap_or_default();
         for map in maps.iter().filter(|m| m.shared && m.ino != 0) {
             if !inodes.contains(&map.ino) && may_have_written(pid, map) {
                 inodes.insert(map.ino);
             }
         }
-        pids.extend(children);
     }
     inodes
 }

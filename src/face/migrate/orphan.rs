@@ -156,7 +156,7 @@ pub(super) fn fate(s: &Story) -> Result<Fate> {
     if s.facts.side != Side::Destination || !may_run {
         return Ok(Fate::Gone);
     }
-    let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    let place = s.place();
     let copy = Copy::find(place, &s.facts.id)?;
     if copy.is_empty() {
         return Ok(Fate::Gone);
@@ -179,7 +179,7 @@ pub(super) fn stop(s: &Story) -> Result<Fate> {
     if fate != Fate::Orphan {
         return Ok(fate);
     }
-    let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    let place = s.place();
     let why = "the page handler died together with its guardian; the container is killed: its pages \
                do not come any more";
     warn!("{}: {why}", s.facts.id);

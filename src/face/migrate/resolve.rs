@@ -128,7 +128,7 @@ fn is_whole(s: &Story) -> bool {
 fn settle(journal: Journal, s: &Story, decision: Decision) -> Result<String> {
     let id = &s.facts.id;
     let no = |why: &str| Err(Error::caller(format!("resolve {id}"), why.to_owned()));
-    let place = s.note.as_ref().unwrap_or(&s.facts.port);
+    let place = s.place();
     if let Ok(dir) = text(place, "eager") {
         eager::remove(&dir)?;
     }
@@ -250,17 +250,15 @@ fn discard(place: &Value, id: &str) -> Result<()> {
     }
 }
 
-/// The images of a copy that is whole hold what its memory held, and serve nobody
-/// any more.
+/// The sockets and logs of a restore serve nobody any more when its copy is whole.
 fn remove_used(place: &Value) {
     let Ok(top) = text(place, "top") else { return };
-    for dir in ["images", "work"].map(|name| top.join(name)) {
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                warn!("remove {}: {e}", dir.display());
-            }
-            _ => {}
+    let dir = top.join("work");
+    match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            warn!("remove {}: {e}", dir.display());
         }
+        _ => {}
     }
 }
 

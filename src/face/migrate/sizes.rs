@@ -45,15 +45,13 @@ pub(super) fn bundle(rootfs: &Path) -> Result<(u64, u64)> {
 /// Bytes of memory of a tree: what is private, and once what is shared.
 pub(super) fn memory(root: HostPid) -> u64 {
     let (mut private, mut shared) = (0u64, 0u64);
-    let mut pids = vec![root];
-    while let Some(pid) = pids.pop() {
+    for pid in procfs::tree(root) {
         // A task that has just ended holds nothing.
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/status")) else {
             continue;
         };
         private += kib(&text, "RssAnon") + kib(&text, "VmSwap");
         shared = shared.max(kib(&text, "RssShmem"));
-        pids.extend(procfs::children(pid).unwrap_or_default());
     }
     (private + shared) * 1024
 }

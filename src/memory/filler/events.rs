@@ -112,7 +112,7 @@ impl Filler {
     fn settle_unmap(&self, space: &Guarded, range: PageRange) -> Result<bool> {
         let known = self.residency().known(space.id, range);
         for part in known {
-            let Some(page) = PageRange::with_pages(part.start(), 1) else {
+            let Some(page) = part.first_page() else {
                 continue;
             };
             for sure in [false, true] {

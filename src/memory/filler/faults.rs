@@ -162,11 +162,7 @@ impl Filler {
 
     /// Poisons whatever of `range` has no page, one by one: pages among them stay.
     pub(super) fn poison_each(&self, space: &Guarded, range: PageRange) -> Result<()> {
-        for page in 0..range.pages() {
-            let start = range.start() + page * PAGE_SIZE;
-            let Some(page) = PageRange::with_pages(start, 1) else {
-                continue;
-            };
+        for page in range.each_page() {
             while space.uffd.poison(page)?.stop == Some(Stop::Again) {
                 self.step_aside(space)?;
             }

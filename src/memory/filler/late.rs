@@ -152,7 +152,7 @@ impl Filler {
     /// Reads what was raised before a guard page was made: a child that has not got
     /// it is known then.
     fn settle_forks(&self, space: &Guarded, range: PageRange) -> Result<()> {
-        let page = PageRange::with_pages(range.start(), 1);
+        let page = range.first_page();
         let page = page.ok_or_else(|| Error::bug(format!("guard {range}"), "is no range"))?;
         while space.uffd.is_guarded(page)?.is_none() {
             self.step_aside(space)?;
@@ -177,7 +177,7 @@ impl Filler {
         range: PageRange,
     ) -> Result<bool> {
         for place in self.places_in(space.id, id, range) {
-            let page = PageRange::with_pages(place.range.start(), 1);
+            let page = place.range.first_page();
             let page = page.ok_or_else(|| Error::bug(format!("guard {place:?}"), "is no range"))?;
             if space.uffd.is_guarded(page)?.is_none() || !maker(pid, place.range)? {
                 return Ok(false);

@@ -1,8 +1,8 @@
 use super::*;
 use crate::base::{PAGE_SIZE, PageRange};
+use crate::memory::testing::guarded;
 use crate::memory::{
-    Area, Handler, Job, LazyShared, LazySpace, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
-    guard,
+    Area, Handler, Job, LazyShared, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
 };
 use crate::sys::testing::{self, Child};
 use std::io::{BufRead, BufReader};
@@ -61,14 +61,8 @@ fn handler_process() {
         .into(),
         needed: vec![PageRange::with_pages(0, pages).unwrap()],
     };
-    let space = LazySpace {
-        id: SpaceId(1),
-        pid: child.pid(),
-        pidfd: child.pidfd().try_clone().unwrap(),
-        uffd: guard(child.userfaultfd(), &areas).unwrap(),
-        areas,
-        needed: if shared { vec![] } else { vec![range] },
-    };
+    let needed = if shared { vec![] } else { vec![range] };
+    let space = guarded(&child, SpaceId(1), areas, needed);
     let filler = crate::memory::Filler::new(Job {
         spaces: vec![space],
         shared: shared.then(object).into_iter().collect(),

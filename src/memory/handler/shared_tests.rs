@@ -44,14 +44,7 @@ impl World {
             at: 0,
             wipe_on_fork: false,
         };
-        LazySpace {
-            id,
-            pid: child.pid(),
-            pidfd: child.pidfd().try_clone().unwrap(),
-            uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-            areas: vec![area],
-            needed: vec![],
-        }
+        guarded(child, id, vec![area], vec![])
     }
 
     fn lazy(&self) -> LazyShared {

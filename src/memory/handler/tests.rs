@@ -1,6 +1,7 @@
 use super::*;
 use crate::base::{PageRange, VAddr};
-use crate::memory::filler::{Job, LazyShared, LazySpace, guard};
+use crate::memory::filler::{Job, LazyShared, LazySpace};
+use crate::memory::testing::{guarded, lazy};
 use crate::memory::{Area, fill};
 use crate::sys::testing::Child;
 use std::os::fd::AsFd;
@@ -34,26 +35,6 @@ impl PageReader for Pattern {
 
 fn expected(object: Object, at: u64, pages: u64) -> u64 {
     (0..pages).map(|i| byte(object, at + i * PAGE) * PAGE).sum()
-}
-
-/// `pages` private pages, all of them missing.
-fn lazy(child: &Child, id: SpaceId, pages: u64) -> (LazySpace, PageRange) {
-    let range = PageRange::with_pages(child.mmap(pages * PAGE), pages).unwrap();
-    let areas = vec![Area {
-        range,
-        object: Object::Private(id),
-        at: range.start(),
-        wipe_on_fork: false,
-    }];
-    let space = LazySpace {
-        id,
-        pid: child.pid(),
-        pidfd: child.pidfd().try_clone().unwrap(),
-        uffd: guard(child.userfaultfd(), &areas).unwrap(),
-        areas,
-        needed: vec![range],
-    };
-    (space, range)
 }
 
 fn start(spaces: Vec<LazySpace>, shared: Vec<LazyShared>) -> Handler {

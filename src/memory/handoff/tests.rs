@@ -2,7 +2,7 @@ use super::message::{Line, Message};
 use super::*;
 use crate::base::{HostPid, PAGE_SIZE, PageRange, Result};
 use crate::memory::{
-    Area, Direct, Filler, Handler, LazySpace, Object, OnLoss, PageReader, SpaceId, fill, guard,
+    Direct, Filler, Handler, LazySpace, Object, OnLoss, PageReader, SpaceId, fill, testing,
 };
 use crate::sys::seqpacket;
 use crate::sys::testing::Child;
@@ -21,22 +21,7 @@ impl PageReader for Sevens {
 }
 
 fn lazy(child: &Child) -> (LazySpace, PageRange) {
-    let range = PageRange::with_pages(child.mmap(64 * PAGE_SIZE), 64).unwrap();
-    let area = Area {
-        range,
-        object: Object::Private(SpaceId(5)),
-        at: range.start(),
-        wipe_on_fork: false,
-    };
-    let space = LazySpace {
-        id: SpaceId(5),
-        pid: child.pid(),
-        pidfd: child.pidfd().try_clone().unwrap(),
-        uffd: guard(child.userfaultfd(), &[area]).unwrap(),
-        areas: vec![area],
-        needed: vec![range],
-    };
-    (space, range)
+    testing::lazy(child, SpaceId(5), 64)
 }
 
 #[test]

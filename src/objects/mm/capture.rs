@@ -92,11 +92,7 @@ impl Style {
         let plain = is_plain(map) && !odd.iter().any(|word| map.has(word));
         plain.then(|| Self {
             noreserve: map.has("nr"),
-            advice: ADVICE
-                .iter()
-                .filter(|(word, _)| map.has(word))
-                .map(|(_, advice)| *advice)
-                .collect(),
+            advice: advice_of(map).collect(),
         })
     }
 }
@@ -414,12 +410,14 @@ const ADVICE: [(&str, i32); 8] = [
     ("wf", libc::MADV_WIPEONFORK),
 ];
 
+fn advice_of(map: &Map) -> impl Iterator<Item = i32> {
+    let here = ADVICE.iter().filter(|(word, _)| map.has(word));
+    here.map(|(_, advice)| *advice)
+}
+
 /// madvise(2) advice in force, bit n for advice n.
 fn madvise(map: &Map) -> Option<u64> {
-    let bits = ADVICE
-        .iter()
-        .filter(|(word, _)| map.has(word))
-        .fold(0u64, |m, (_, advice)| m | (1 << advice));
+    let bits = advice_of(map).fold(0u64, |m, advice| m | (1 << advice));
     // the kernel's own areas are always marked so, and cannot be advised
     let own = map.name == "[vdso]" || map.name == "[vsyscall]" || map.name.starts_with("[vvar");
     (bits != 0 && !own).then_some(bits)

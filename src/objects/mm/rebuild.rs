@@ -83,7 +83,8 @@ const MAP_ANON: u32 = libc::MAP_ANONYMOUS.unsigned_abs();
 const MAP_LOCKED: u32 = libc::MAP_LOCKED.unsigned_abs();
 const PASSED_FLAGS: u32 =
     (libc::MAP_GROWSDOWN | libc::MAP_NORESERVE | libc::MAP_STACK).unsigned_abs();
-const MADV_GUARD_INSTALL: i32 = 102;
+/// madvise(2) advice that makes guard pages.
+pub const MADV_GUARD_INSTALL: i32 = 102;
 const ACCESS: u32 = libc::O_ACCMODE.unsigned_abs();
 const READ_WRITE: u32 = libc::O_RDWR.unsigned_abs();
 /// Advice that sets a property of an area and can be given again.

@@ -9,7 +9,7 @@ use super::ids::Ids;
 use super::mount::capture::{self as mounts, Declared, Mounts};
 use super::mount::{MountTable, content};
 use super::{external, ipc, net, time};
-use crate::base::{Error, HostPid, Result};
+use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::image::records::{NetnsEntry, TaskKobjIdsEntry, UtsnsEntry};
 use crate::image::{Kind as Image, Set};
 use crate::sys::ns::{self, Kind};
@@ -28,12 +28,13 @@ pub struct Policy {
 }
 
 /// What is done about the network namespace.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 enum Net {
     /// It is ours.
     Shared,
-    /// Made anew, without content, as `--empty-ns` says.
-    Empty,
+    /// Made anew, without content, as `--empty-ns` says. Whether its `lo` is up is
+    /// asked beside the rest of the capture: entering a namespace takes a while.
+    Empty(Receiver<Result<bool>>),
     /// The caller provides it under this key.
     External(String),
     /// The container's own, with nothing but `lo`.
@@ -46,9 +47,6 @@ pub struct Capture {
     root: HostPid,
     ids: Ids,
     net: Net,
-    /// Whether `lo` of a namespace that is made anew is up: asked beside the rest,
-    /// since entering a namespace takes a while.
-    lo_up: Option<Receiver<Result<bool>>>,
     mounts: Option<Mounts>,
     table: MountTable,
 }
@@ -72,12 +70,6 @@ impl Capture {
             ));
         }
         let net = network(root, &ids, policy)?;
-        let lo_up = (net == Net::Empty).then(|| {
-            let (tell, told) = channel();
-            // Nobody listens any more if the capture has failed.
-            std::thread::spawn(move || tell.send(net::empty::capture(root)));
-            told
-        });
         let own_cgroup_ns = ids.is_private(Kind::Cgroup);
         let (mounts, table) = if ids.is_private(Kind::Mnt) {
             let declared = Declared {
@@ -94,7 +86,6 @@ impl Capture {
             root,
             ids,
             net,
-            lo_up,
             mounts,
             table,
         })
@@ -143,7 +134,13 @@ impl Capture {
             );
         }
         match &self.net {
-            Net::Shared | Net::Empty => {}
+            Net::Shared => {}
+            Net::Empty(lo_up) => {
+                let up = lo_up.recv();
+                if up.map_err(|_| Error::bug("look at lo", "it panicked"))?? {
+                    net::empty::write(self.ids.root_id(Kind::Net), set);
+                }
+            }
             Net::External(key) => {
                 let entry = NetnsEntry {
                     ext_key: Some(key.clone()),
@@ -152,12 +149,6 @@ impl Capture {
                 set.put(Image::Netns, self.ids.root_id(Kind::Net), &entry);
             }
             Net::Own(content) => net::write(content, self.ids.root_id(Kind::Net), set)?,
-        }
-        if let Some(told) = &self.lo_up {
-            let up = told.recv();
-            if up.map_err(|_| Error::bug("look at lo", "it panicked"))?? {
-                net::empty::write(self.ids.root_id(Kind::Net), set);
-            }
         }
         if let Some(mounts) = &self.mounts {
             mounts::write(mounts, self.ids.root_id(Kind::Mnt), set);
@@ -184,7 +175,13 @@ fn network(root: HostPid, ids: &Ids, policy: &Policy) -> Result<Net> {
         return Ok(Net::External(key));
     }
     if policy.empty_ns & Kind::Net.flag() != 0 {
-        return Ok(Net::Empty);
+        let (tell, lo_up) = channel();
+        std::thread::Builder::new()
+            .name("lo".to_owned())
+            // Nobody listens any more if the capture has failed.
+            .spawn(move || tell.send(net::empty::capture(root)))
+            .context(|| "start a thread".to_owned())?;
+        return Ok(Net::Empty(lo_up));
     }
     let content = net::capture(root).map_err(|e| {
         e.within(format!(

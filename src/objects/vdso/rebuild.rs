@@ -10,7 +10,7 @@
 //! place may overlap the present one.
 
 use crate::base::{Error, HostPid, PageRange, Result};
-use crate::sys::procfs::Map;
+use crate::sys::procfs::{self, Map};
 use crate::sys::steer::Batch;
 
 /// What a task has now.
@@ -27,11 +27,7 @@ pub struct Present {
 /// # Errors
 /// If there is no vDSO, or its data does not lie directly before it.
 pub fn find(pid: HostPid, maps: &[Map]) -> Result<Present> {
-    let code = maps
-        .iter()
-        .find(|m| m.name == "[vdso]")
-        .map(|m| m.range)
-        .ok_or_else(|| Error::refused(format!("new task {pid}"), "it has no vdso"))?;
+    let code = procfs::vdso(pid, maps)?;
     let data: Vec<PageRange> = maps
         .iter()
         .filter(|m| m.name.starts_with("[vvar"))

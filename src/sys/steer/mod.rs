@@ -438,6 +438,14 @@ impl Steered {
     }
 }
 
+/// What a call of a task returned.
+///
+/// # Errors
+/// Its errno, with `what` was done.
+pub fn returned(what: impl Into<String>, ret: i64) -> Result<u64> {
+    u64::try_from(ret).map_err(|_| Error::errno(what, errno_of(ret)))
+}
+
 fn errno_of(ret: i64) -> i32 {
     if (-4095..0).contains(&ret) {
         i32::try_from(-ret).unwrap_or(libc::EIO)

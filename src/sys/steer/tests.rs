@@ -24,7 +24,7 @@ fn steer(child: &Child, options: Options) -> Steered {
         panic!("gone")
     };
     let maps = procfs::maps(pid).unwrap();
-    let vdso = maps.iter().find(|m| m.name == "[vdso]").unwrap().range;
+    let vdso = procfs::vdso(pid, &maps).unwrap();
     let insn = find_syscall(pid, vdso).unwrap();
     let hole = procfs::find_hole(
         &maps.iter().map(|m| m.range).collect::<Vec<_>>(),
