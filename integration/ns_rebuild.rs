@@ -133,12 +133,13 @@ fn a_runc_containers_namespaces_come_back_the_same() {
         .expect("number the namespaces");
     set.put(Image::Ids, 1, &ids);
     let began = std::time::Instant::now();
-    dunlin::objects::cgroup::capture(&[HostPid(pid)], dunlin::objects::cgroup::Mode::Soft)
-        .expect("capture cgroups")
-        .write(&mut set);
+    dunlin::objects::cgroup::Cgroups::of(&[HostPid(pid)])
+        .and_then(|c| c.capture(dunlin::objects::cgroup::Mode::Soft, &mut set))
+        .expect("capture cgroups");
     println!("cgroups captured in {:?}", began.elapsed());
     let began = std::time::Instant::now();
-    let strangers = dunlin::objects::cgroup::strangers(HostPid(pid), &[HostPid(pid)].into());
+    let strangers = dunlin::objects::cgroup::Outside::now(HostPid(pid))
+        .strangers(HostPid(pid), &[HostPid(pid)].into());
     assert!(strangers.expect("look for strangers").len() <= 1);
     println!("strangers looked for in {:?}", began.elapsed());
 

@@ -67,6 +67,12 @@ impl Set {
         Ok(())
     }
 
+    /// Takes over all files of another one, in the place of those of the same name.
+    pub fn append(&mut self, other: Self) {
+        self.known.extend(other.known);
+        self.other.extend(other.other);
+    }
+
     /// The first record of a file; `None` if there is no such file.
     ///
     /// Errors: the file is damaged, or has no record.

@@ -1,6 +1,7 @@
 //! What /proc tells of a task, parsed: proc(5). All of it is read as bytes and
 //! checked; a line that does not parse is an error that quotes it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -322,6 +323,19 @@ pub fn children(pid: HostPid) -> Result<Vec<HostPid>> {
         );
     }
     Ok(all)
+}
+
+/// All processes that /proc shows.
+pub fn processes() -> BTreeSet<HostPid> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = all.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    numbers.map(HostPid).collect()
+}
+
+/// The pid that was given away last in our pid namespace: proc_loadavg(5).
+pub fn last_pid() -> Option<i32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().nth(4)?.parse().ok()
 }
 
 /// A process and all below it, parents first. The children of each are read when the

@@ -365,6 +365,19 @@ pub fn peek(fd: BorrowedFd<'_>, max: usize) -> Result<Option<Peeked>> {
     }))
 }
 
+/// Bytes that wait to be read: all of a stream, or the next message. unix(7), SIOCINQ.
+///
+/// # Errors
+/// EINVAL on a listening socket.
+pub fn unread(fd: BorrowedFd<'_>) -> Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) } != 0 {
+        return Err(Error::last_os("ioctl SIOCINQ"));
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Takes the descriptors out of a message that recvmsg filled.
 fn control_data(msg: &libc::msghdr) -> (Vec<OwnedFd>, Option<i32>) {
     let mut rights = Vec::new();

@@ -19,6 +19,7 @@ pub use scan::Late;
 use process::Mapped;
 use scan::Scan;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ const IMAGE_VERSION: u32 = 2;
 #[derive(Debug)]
 pub struct Frozen {
     tree: Tree,
+    outside: cgroup::Outside,
 }
 
 /// What a capture found.
@@ -68,8 +70,9 @@ pub struct Times {
 /// No such task; a task that cannot be stopped; tasks in the container that are
 /// not in the tree. All go on then.
 pub fn freeze(opts: &options::Dump) -> Result<Frozen> {
+    let outside = cgroup::Outside::now(opts.pid);
     let tree = Tree::stop(opts.pid, opts.list_later)?;
-    Ok(Frozen { tree })
+    Ok(Frozen { tree, outside })
 }
 
 impl Frozen {
@@ -85,7 +88,6 @@ impl Frozen {
         let root = self.tree.root()?.pid;
         let freezing = self.tree.since.elapsed();
         let began = Instant::now();
-        self.check_members(root)?;
         // before scripts put their locks into the network that is looked at
         let spaces = namespaces::Capture::new(root, &namespace_policy(&opts.common))?;
         observer.at(Stage::NetworkLock, Some(root))?;
@@ -102,6 +104,11 @@ impl Frozen {
                     .map(|a| Arc::clone(&a.before))
             })
             .collect();
+        let tids = self.tree.tids();
+        // The root's set is the first one: it says where the tree is.
+        let mut root_first: Vec<HostPid> = tids.iter().copied().collect();
+        root_first.sort_by_key(|tid| *tid != root);
+        let cgroups = cgroup::Cgroups::of(&root_first)?;
         let (set, pages) = std::thread::scope(|scope| {
             // The one step that may grow with memory goes beside all others.
             let scan = scope.spawn(|| {
@@ -111,10 +118,22 @@ impl Frozen {
                 });
                 scans.collect::<Result<Vec<_>>>()
             });
-            self.records(opts, &spaces, &mapped, || {
-                scan.join()
-                    .unwrap_or_else(|_| Err(Error::bug("read page tables", "it panicked")))
-            })
+            // Only this thread may steer tasks. What they are in, others can look at.
+            let around = scope.spawn(|| {
+                let mut set = Set::new();
+                check_members(&self.outside, root, &tids)?;
+                cgroups.capture(opts.common.cgroups, &mut set)?;
+                spaces.capture(&mut set)?;
+                Ok(set)
+            });
+            let (mut set, pages) =
+                records(&mut self.tree, opts, &spaces, &cgroups, &mapped, || {
+                    scan.join()
+                        .unwrap_or_else(|_| Err(Error::bug("read page tables", "it panicked")))
+                })?;
+            let around = around.join();
+            set.append(around.map_err(|_| Error::bug("capture namespaces", "it panicked"))??);
+            Ok::<_, Error>((set, pages))
         })?;
         let times = Times {
             freezing,
@@ -128,123 +147,6 @@ impl Frozen {
             times,
             tasks,
         })
-    }
-
-    /// All records, and the pages that `scan` finds meanwhile in each of `mapped`.
-    fn records(
-        &mut self,
-        opts: &options::Dump,
-        spaces: &namespaces::Capture,
-        mapped: &[Option<Mapped>],
-        scan: impl FnOnce() -> Result<Vec<Option<Scan>>>,
-    ) -> Result<(Set, Pages)> {
-        let root = self.tree.root()?.pid;
-        let mut set = Set::new();
-        let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
-        let mut filters = Filters::default();
-        let mut pages = pages::Collector::new(opts.list_later);
-        let mut tids: Vec<HostPid> = self.tree.tids().into_iter().collect();
-        // The root's set is the first one: it says where the tree is.
-        tids.sort_by_key(|tid| *tid != root);
-        let cgroups = cgroup::capture(&tids, opts.common.cgroups)?;
-        let mut shared = process::Sharing::default();
-        let mut cx = process::Context {
-            set: &mut set,
-            namespaces: spaces,
-            files: &mut files,
-            filters: &mut filters,
-            pages: &mut pages,
-            cgroups: &cgroups,
-            sharing: &mut shared,
-        };
-        let mut rests = Vec::with_capacity(mapped.len());
-        for (index, mapped) in mapped.iter().enumerate() {
-            rests.push(match mapped {
-                Some(mapped) => Some(process::capture(&mut self.tree, index, mapped, &mut cx)?),
-                None => {
-                    let dead = self.tree.processes().get(index);
-                    let gone = || Error::bug("capture", "no such process");
-                    process::zombie(dead.ok_or_else(gone)?, cx.set);
-                    None
-                }
-            });
-            self.pstree(index, cx.set, opts.common.shell_job)?;
-        }
-        for ((mapped, rest), scan) in mapped.iter().zip(&rests).zip(scan()?) {
-            if let (Some(mapped), Some(rest), Some(scan)) = (mapped, rest, scan) {
-                process::memory(mapped, rest, scan, &mut cx)?;
-            }
-        }
-        let contents = files.finish(&mut set)?;
-        pages.memfds(contents)?;
-        spaces.capture(&mut set)?;
-        cgroups.write(&mut set);
-        set.put(Kind::Seccomp, 0, &filters.record());
-        set.put(Kind::Inventory, 0, &inventory(spaces, &cgroups));
-        Ok((set, pages.finish()?))
-    }
-
-    /// Who is in the container but not in the tree would be left behind.
-    fn check_members(&self, root: HostPid) -> Result<()> {
-        let tree = self.tree.tids();
-        let strangers = cgroup::strangers(root, &tree)?;
-        match strangers.first() {
-            None => Ok(()),
-            Some(pid) => {
-                let name = crate::sys::procfs::comm(*pid).unwrap_or_default();
-                Err(Error::refused(
-                    format!("task {pid} ({name})"),
-                    format!(
-                        "it is in the container of task {root} but not in its tree (an exec session?)"
-                    ),
-                ))
-            }
-        }
-    }
-
-    fn pstree(&self, index: usize, set: &mut Set, shell_job: bool) -> Result<()> {
-        let all = self.tree.processes();
-        let p = all
-            .get(index)
-            .ok_or_else(|| Error::bug("process tree", "no such process"))?;
-        let parent = p.parent.and_then(|i| all.get(i));
-        let (pgid, sid) = p.group_and_session();
-        let virt = p.virt();
-        let is_member = |id: i32| {
-            all.iter()
-                .any(|q| q.virt() == id || q.group_and_session().1 == id && id != 0)
-        };
-        if (sid == 0 || (index == 0 && sid != virt)) && !shell_job {
-            return Err(Error::refused(
-                format!("task {}", p.pid),
-                format!(
-                    "it belongs to session {sid}, which lies outside of the tree (see --shell-job)"
-                ),
-            ));
-        }
-        if pgid == 0 && !shell_job || (index > 0 && !is_member(sid) && !shell_job) {
-            return Err(Error::refused(
-                format!("task {}", p.pid),
-                "its process group or session lies outside of the tree",
-            ));
-        }
-        let number = |n: i32| u32::try_from(n).unwrap_or(0);
-        let threads = p
-            .alive()
-            .map(|a| a.threads.iter().map(|t| number(t.virt())).collect())
-            .unwrap_or_else(|| vec![number(virt)]);
-        set.push(
-            Kind::Pstree,
-            0,
-            &PstreeEntry {
-                pid: number(virt),
-                ppid: parent.map_or(0, |q| number(q.virt())),
-                pgid: number(pgid),
-                sid: number(sid),
-                threads,
-            },
-        );
-        Ok(())
     }
 
     /// Lets the tree go on.
@@ -298,6 +200,114 @@ impl Frozen {
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
+}
+
+/// All records of the tasks, and the pages that `scan` finds meanwhile in each of
+/// `mapped`.
+fn records(
+    tree: &mut Tree,
+    opts: &options::Dump,
+    spaces: &namespaces::Capture,
+    cgroups: &cgroup::Cgroups,
+    mapped: &[Option<Mapped>],
+    scan: impl FnOnce() -> Result<Vec<Option<Scan>>>,
+) -> Result<(Set, Pages)> {
+    let root = tree.root()?.pid;
+    let mut set = Set::new();
+    let mut files = files::Capture::new(file_policy(&opts.common, spaces.ids()), root)?;
+    let mut filters = Filters::default();
+    let mut pages = pages::Collector::new(opts.list_later);
+    let mut shared = process::Sharing::default();
+    let mut cx = process::Context {
+        set: &mut set,
+        namespaces: spaces,
+        files: &mut files,
+        filters: &mut filters,
+        pages: &mut pages,
+        cgroups,
+        sharing: &mut shared,
+    };
+    let mut rests = Vec::with_capacity(mapped.len());
+    for (index, mapped) in mapped.iter().enumerate() {
+        rests.push(match mapped {
+            Some(mapped) => Some(process::capture(tree, index, mapped, &mut cx)?),
+            None => {
+                let dead = tree.processes().get(index);
+                let gone = || Error::bug("capture", "no such process");
+                process::zombie(dead.ok_or_else(gone)?, cx.set);
+                None
+            }
+        });
+        pstree(tree, index, cx.set, opts.common.shell_job)?;
+    }
+    for ((mapped, rest), scan) in mapped.iter().zip(&rests).zip(scan()?) {
+        if let (Some(mapped), Some(rest), Some(scan)) = (mapped, rest, scan) {
+            process::memory(mapped, rest, scan, &mut cx)?;
+        }
+    }
+    let contents = files.finish(&mut set)?;
+    pages.memfds(contents)?;
+    set.put(Kind::Seccomp, 0, &filters.record());
+    set.put(Kind::Inventory, 0, &inventory(spaces, cgroups));
+    Ok((set, pages.finish()?))
+}
+
+fn pstree(tree: &Tree, index: usize, set: &mut Set, shell_job: bool) -> Result<()> {
+    let all = tree.processes();
+    let p = all
+        .get(index)
+        .ok_or_else(|| Error::bug("process tree", "no such process"))?;
+    let parent = p.parent.and_then(|i| all.get(i));
+    let (pgid, sid) = p.group_and_session();
+    let virt = p.virt();
+    let is_member = |id: i32| {
+        all.iter()
+            .any(|q| q.virt() == id || q.group_and_session().1 == id && id != 0)
+    };
+    if (sid == 0 || (index == 0 && sid != virt)) && !shell_job {
+        return Err(Error::refused(
+            format!("task {}", p.pid),
+            format!(
+                "it belongs to session {sid}, which lies outside of the tree (see --shell-job)"
+            ),
+        ));
+    }
+    if pgid == 0 && !shell_job || (index > 0 && !is_member(sid) && !shell_job) {
+        return Err(Error::refused(
+            format!("task {}", p.pid),
+            "its process group or session lies outside of the tree",
+        ));
+    }
+    let number = |n: i32| u32::try_from(n).unwrap_or(0);
+    let threads = p
+        .alive()
+        .map(|a| a.threads.iter().map(|t| number(t.virt())).collect())
+        .unwrap_or_else(|| vec![number(virt)]);
+    set.push(
+        Kind::Pstree,
+        0,
+        &PstreeEntry {
+            pid: number(virt),
+            ppid: parent.map_or(0, |q| number(q.virt())),
+            pgid: number(pgid),
+            sid: number(sid),
+            threads,
+        },
+    );
+    Ok(())
+}
+
+/// Who is in the container but not in the tree would be left behind.
+fn check_members(outside: &cgroup::Outside, root: HostPid, tree: &BTreeSet<HostPid>) -> Result<()> {
+    let strangers = outside.strangers(root, tree)?;
+    let Some(pid) = strangers.first() else {
+        return Ok(());
+    };
+    let name = crate::sys::procfs::comm(*pid).unwrap_or_default();
+    Err(Error::refused(
+        format!("task {pid} ({name})"),
+        format!("it is in the container of task {root} but not in its tree (an exec session?)"),
+    ))
 }
 
 fn namespace_policy(common: &options::Common) -> namespaces::CapturePolicy {

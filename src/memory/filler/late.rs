@@ -154,10 +154,15 @@ impl Filler {
     fn settle_forks(&self, space: &Guarded, range: PageRange) -> Result<()> {
         let page = range.first_page();
         let page = page.ok_or_else(|| Error::bug(format!("guard {range}"), "is no range"))?;
-        while space.uffd.is_guarded(page)?.is_none() {
+        loop {
+            // Alone: what somebody else has read is applied as well.
+            let gate = space.gate.write().unwrap_or_else(PoisonError::into_inner);
+            if space.uffd.is_guarded(page)?.is_some() {
+                return Ok(());
+            }
+            drop(gate);
             self.step_aside(space)?;
         }
-        Ok(())
     }
 
     fn places_in(&self, space: SpaceId, id: SpaceId, range: PageRange) -> Vec<Piece> {

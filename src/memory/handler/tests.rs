@@ -339,12 +339,12 @@ fn memory_that_moves_and_forks_while_two_threads_fill_it_stays_right() {
 #[path = "shared_tests.rs"]
 mod shared;
 
-/// The call in which a process is blocked.
-fn blocked_in(child: &Child) -> i64 {
-    let path = format!("/proc/{}/syscall", child.pid());
-    let text = std::fs::read_to_string(path).unwrap();
-    let first = text.split_whitespace().next().unwrap();
-    first.parse().unwrap_or(-1)
+/// Whether a process waits until somebody has read what it did to its memory. It may
+/// be blocked in fork(2) before it has come to that.
+fn waits_for_event(child: &Child) -> bool {
+    let path = format!("/proc/{}/wchan", child.pid());
+    let at = std::fs::read_to_string(path).unwrap();
+    at.starts_with("userfaultfd_event")
 }
 
 #[test]
@@ -356,14 +356,13 @@ fn a_child_that_forks_while_a_guard_page_is_made_reads_no_zeros_there() {
         ..Job::default()
     };
     let filler = Filler::new(job).unwrap();
-    let idle = blocked_in(&parent);
     let forked = Arc::new(Mutex::new(None));
     let (theirs, kept) = (Arc::clone(&parent), Arc::clone(&forked));
     // It forks just before, and nobody has heard of that when the page is made.
     filler.make_guards_by(Box::new(move |_, _| {
         let parent = Arc::clone(&theirs);
         *kept.lock().unwrap() = Some(std::thread::spawn(move || parent.spawn()));
-        while [-1, idle].contains(&blocked_in(&theirs)) {
+        while !waits_for_event(&theirs) {
             std::thread::yield_now();
         }
         Ok(true)

@@ -1,7 +1,6 @@
 //! The cgroups of a tree as records, and who else is in them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
+use std::collections::{BTreeMap, HashMap};
 
 use tracing::debug;
 
@@ -12,21 +11,47 @@ use crate::image::records::{
     CgroupPropEntry,
 };
 use crate::image::{Kind as Image, Set};
-use crate::sys::cgroup::{self, Dir, Member};
+use crate::sys::cgroup::{self, Dir, Hierarchies, Member};
 use crate::sys::ns::{self, Kind};
 
-/// The captured cgroups of a tree.
+/// The number of our own set.
+const OWN: u32 = 1;
+
+/// Which cgroups the threads of a tree are in.
 #[derive(Debug)]
 pub struct Cgroups {
-    own: u32,
+    /// What is the same in all hierarchies is a set; the first one is our own.
+    sets: Vec<Vec<Member>>,
     numbers: HashMap<HostPid, u32>,
-    entry: Option<CgroupEntry>,
+    root: Option<HostPid>,
 }
 
 impl Cgroups {
+    /// Asks where `threads` are (the root task first; thread ids and leaders alike).
+    ///
+    /// # Errors
+    /// ENOENT when one is gone.
+    pub fn of(threads: &[HostPid]) -> Result<Self> {
+        let mut sets = vec![cgroup::own_membership()?];
+        let mut numbers = HashMap::new();
+        for thread in threads {
+            let at = cgroup::membership(*thread)?;
+            let i = sets.iter().position(|s| *s == at).unwrap_or_else(|| {
+                sets.push(at);
+                sets.len() - 1
+            });
+            numbers.insert(*thread, u32::try_from(i).unwrap_or(u32::MAX - 1) + OWN);
+        }
+        Ok(Self {
+            sets,
+            numbers,
+            root: threads.first().copied(),
+        })
+    }
+
     /// `root_cg_set` of the inventory: our own set.
     pub fn own_set(&self) -> u32 {
-        self.own
+        OWN
     }
 
     /// The set of a thread.
@@ -34,89 +59,59 @@ impl Cgroups {
         self.numbers.get(&thread).copied()
     }
 
-    /// Writes cgroup.img, unless all tasks are in our own cgroups.
-    pub fn write(&self, set: &mut Set) {
-        if let Some(entry) = &self.entry {
-            set.put(Image::Cgroup, 0, entry);
-        }
-    }
-}
-
-/// Captures the cgroups of `threads` (the root task first; thread ids and
-/// leaders alike).
-///
-/// # Errors
-/// ENOENT when one is gone; those of reading the directories.
-pub fn capture(threads: &[HostPid], mode: Mode) -> Result<Cgroups> {
-    let ours = cgroup::own_membership()?;
-    let mut sets: Vec<Vec<Member>> = vec![ours];
-    let mut numbers = HashMap::new();
-    for thread in threads {
-        let at = cgroup::membership(*thread)?;
-        let i = sets.iter().position(|s| *s == at).unwrap_or_else(|| {
-            sets.push(at);
-            sets.len() - 1
-        });
-        numbers.insert(*thread, u32::try_from(i).unwrap_or(u32::MAX - 1) + 1);
-    }
-    if sets.len() == 1 {
-        return Ok(Cgroups {
-            own: 1,
-            numbers,
-            entry: None,
-        });
-    }
-    let prefixes = match threads.first() {
-        Some(root) => prefixes(*root)?,
-        None => BTreeMap::new(),
-    };
-    let mut controllers = Vec::new();
-    let (ours, theirs) = sets
-        .split_first()
-        .map_or((&[][..], &[][..]), |(o, t)| (o.as_slice(), t));
-    for member in theirs.first().into_iter().flatten() {
-        let mut dirs = Vec::new();
-        if mode != Mode::Ignore {
-            let heads = heads(theirs, &member.name);
+    /// Describes the sets and their directories: cgroup.img, unless all tasks are in
+    /// our own cgroups.
+    ///
+    /// # Errors
+    /// Those of reading the directories.
+    pub fn capture(&self, mode: Mode, set: &mut Set) -> Result<()> {
+        let Some((ours, theirs)) = self.sets.split_first() else {
+            return Ok(());
+        };
+        let Some(first) = theirs.first() else {
+            return Ok(());
+        };
+        let prefixes = self.root.map(prefixes).transpose()?.unwrap_or_default();
+        let hierarchies = Hierarchies::now();
+        let mut controllers = Vec::new();
+        for member in first {
+            let mut dirs = Vec::new();
+            let heads = match mode {
+                Mode::Ignore => Vec::new(),
+                _ => heads(theirs, &member.name),
+            };
             for path in heads {
                 // Not ours to describe: the root, and where we are ourselves.
                 if path != "/" && !ours.iter().any(|o| o.name == member.name && o.path == path) {
-                    let at = Member {
-                        name: member.name.clone(),
-                        path: path.clone(),
-                    };
-                    let name = path.trim_start_matches('/');
-                    dirs.push(directory(&Dir::open(&at)?, name)?);
+                    let dir = hierarchies.root(&member.name)?.descend(&path)?;
+                    dirs.push(directory(&dir, path.trim_start_matches('/'))?);
                 }
             }
+            controllers.push(CgControllerEntry {
+                cnames: member.name.split(',').map(str::to_owned).collect(),
+                dirs,
+                is_threaded: Some(!member.name.is_empty()),
+            });
         }
-        controllers.push(CgControllerEntry {
-            cnames: member.name.split(',').map(str::to_owned).collect(),
-            dirs,
-            is_threaded: Some(!member.name.is_empty()),
-        });
+        let sets = theirs
+            .iter()
+            .zip(OWN + 1..)
+            .map(|(members, id)| CgSetEntry {
+                id,
+                ctls: members
+                    .iter()
+                    .map(|m| CgMemberEntry {
+                        name: m.name.clone(),
+                        path: m.path.clone(),
+                        cgns_prefix: prefixes.get(&m.name).copied(),
+                    })
+                    .collect(),
+            });
+        let sets = sets.collect();
+        debug!(sets = theirs.len(), "cgroups captured");
+        set.put(Image::Cgroup, 0, &CgroupEntry { sets, controllers });
+        Ok(())
     }
-    let sets = theirs
-        .iter()
-        .zip(2u32..)
-        .map(|(members, id)| CgSetEntry {
-            id,
-            ctls: members
-                .iter()
-                .map(|m| CgMemberEntry {
-                    name: m.name.clone(),
-                    path: m.path.clone(),
-                    cgns_prefix: prefixes.get(&m.name).copied(),
-                })
-                .collect(),
-        })
-        .collect();
-    debug!(sets = theirs.len(), "cgroups captured");
-    Ok(Cgroups {
-        own: 1,
-        numbers,
-        entry: Some(CgroupEntry { sets, controllers }),
-    })
 }
 
 /// The directories of one hierarchy that hold all of the tree.
@@ -205,51 +200,4 @@ fn prefixes(root: HostPid) -> Result<BTreeMap<String, u32>> {
         }
     }
     Ok(all)
-}
-
-/// Processes that are in the container's cgroups or pid namespace and are not
-/// in `tree`: exec sessions, health checks.
-///
-/// # Errors
-/// Those of reading the directories.
-pub fn strangers(root: HostPid, tree: &BTreeSet<HostPid>) -> Result<Vec<HostPid>> {
-    let mut found = BTreeSet::new();
-    let ours = cgroup::own_membership()?;
-    let mut asked = false;
-    for member in cgroup::membership(root)? {
-        let shared = |o: &Member| {
-            o.name == member.name
-                && (o.path == member.path || o.path.starts_with(&format!("{}/", member.path)))
-        };
-        // The freezer's is the one that counts; any other will do as well.
-        if member.path == "/" || ours.iter().any(shared) || (asked && member.name != "freezer") {
-            continue;
-        }
-        found.extend(Dir::open(&member)?.procs_below()?);
-        asked = true;
-    }
-    let space = ns::inode(root, Kind::Pid)?;
-    if space != ns::own_inode(Kind::Pid)? {
-        found.extend(
-            processes()
-                .into_iter()
-                .filter(|p| ns::inode(*p, Kind::Pid).is_ok_and(|i| i == space)),
-        );
-    }
-    // 0 is one that we cannot see from our pid namespace.
-    Ok(found
-        .into_iter()
-        .filter(|p| !tree.contains(p) && p.0 != 0)
-        .collect())
-}
-
-fn processes() -> Vec<HostPid> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .map(HostPid)
-        .collect()
 }

@@ -9,10 +9,12 @@ mod capture;
 mod place;
 mod properties;
 mod rebuild;
+mod strangers;
 
-pub use capture::{Cgroups, capture, strangers};
+pub use capture::Cgroups;
 pub use place::enter_namespace;
 pub use rebuild::{Made, Plan};
+pub use strangers::Outside;
 
 /// How directories and properties are treated; CRIU's words.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Cgroup namespaces: cgroup_namespaces(7).
 
 use crate::base::Result;
-use crate::sys::cgroup::{self, Dir, Member};
+use crate::sys::cgroup::{self, Hierarchies, Member};
 use crate::sys::ns::{self, Kind};
 
 /// Gives the calling single-threaded task a cgroup namespace of its own whose
@@ -12,6 +12,7 @@ use crate::sys::ns::{self, Kind};
 /// Those of moving and of unshare(2).
 pub fn enter_namespace(below: &[(String, String)]) -> Result<()> {
     let mut back = Vec::new();
+    let hierarchies = Hierarchies::now();
     for now in cgroup::own_membership()? {
         let Some((_, rest)) = below.iter().find(|(n, _)| *n == now.name) else {
             continue;
@@ -31,8 +32,8 @@ pub fn enter_namespace(below: &[(String, String)]) -> Result<()> {
             name: now.name.clone(),
             path: if up.is_empty() { "/" } else { up }.to_owned(),
         };
-        back.push(Dir::open(&now)?);
-        Dir::open(&up)?.write("cgroup.procs", "0")?;
+        back.push(hierarchies.open(&now)?);
+        hierarchies.open(&up)?.write("cgroup.procs", "0")?;
     }
     ns::unshare(&[Kind::Cgroup])?;
     for dir in back {

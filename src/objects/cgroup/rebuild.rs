@@ -1,5 +1,6 @@
 //! Cgroups of an image made again, and tasks put into them.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use tracing::{debug, warn};
@@ -8,7 +9,7 @@ use super::{Mode, properties};
 use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::image::records::{CgControllerEntry, CgroupDirEntry, CgroupEntry, CgroupPropEntry};
 use crate::image::{Kind as Image, Set};
-use crate::sys::cgroup::{self, Dir, Member};
+use crate::sys::cgroup::{self, Dir, Hierarchies, Member};
 
 /// Where the tasks of an image go.
 #[derive(Debug)]
@@ -116,11 +117,9 @@ impl Plan {
     /// exist, by path.
     pub fn prepare(&self) -> Result<Made> {
         let mut made = Made::default();
-        let done = self
-            .entry
-            .controllers
-            .iter()
-            .try_for_each(|c| self.hierarchy(c, &mut made));
+        let hierarchies = Hierarchies::now();
+        let mut each = self.entry.controllers.iter();
+        let done = each.try_for_each(|c| self.hierarchy(c, &hierarchies, &mut made));
         match done {
             Ok(()) => Ok(made),
             Err(e) => {
@@ -130,12 +129,17 @@ impl Plan {
         }
     }
 
-    fn hierarchy(&self, controller: &CgControllerEntry, made: &mut Made) -> Result<()> {
+    fn hierarchy(
+        &self,
+        controller: &CgControllerEntry,
+        all: &Hierarchies,
+        made: &mut Made,
+    ) -> Result<()> {
         if controller.dirs.is_empty() {
             return Ok(());
         }
         let name = controller.cnames.join(",");
-        let root = match Dir::root(&name) {
+        let root = match all.root(&name) {
             Ok(root) => root,
             Err(e) => {
                 // Other hosts mount other hierarchies; a limit that cannot be
@@ -228,6 +232,7 @@ impl Plan {
             .find(|s| s.id == number)
             .ok_or_else(|| Error::image("cgroup.img", format!("holds no set {number}")))?;
         let now = cgroup::membership(pid)?;
+        let hierarchies = OnceCell::new();
         for member in &set.ctls {
             let Some(want) = self.target(&member.name, &member.path) else {
                 continue;
@@ -242,7 +247,9 @@ impl Plan {
                 name: member.name.clone(),
                 path: want,
             };
-            Dir::open(&to)
+            hierarchies
+                .get_or_init(Hierarchies::now)
+                .open(&to)
                 .and_then(|d| d.take(pid))
                 .context(|| format!("move task {pid} to cgroup {}:{}", to.name, to.path))?;
             debug!(pid = pid.0, hierarchy = to.name, path = to.path, "moved");

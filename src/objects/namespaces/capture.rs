@@ -1,7 +1,6 @@
 //! The namespaces of a running container as records.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, channel};
 
 use tracing::debug;
 
@@ -9,7 +8,7 @@ use super::ids::Ids;
 use super::mount::capture::{self as mounts, Declared, Mounts};
 use super::mount::{MountTable, content};
 use super::{external, ipc, net, time};
-use crate::base::{Error, HostPid, Result, ResultExt};
+use crate::base::{Error, HostPid, Result};
 use crate::image::records::{NetnsEntry, TaskKobjIdsEntry, UtsnsEntry};
 use crate::image::{Kind as Image, Set};
 use crate::sys::ns::{self, Kind};
@@ -32,9 +31,8 @@ pub struct Policy {
 enum Net {
     /// It is ours.
     Shared,
-    /// Made anew, without content, as `--empty-ns` says. Whether its `lo` is up is
-    /// asked beside the rest of the capture: entering a namespace takes a while.
-    Empty(Receiver<Result<bool>>),
+    /// Made anew, without content, as `--empty-ns` says.
+    Empty,
     /// The caller provides it under this key.
     External(String),
     /// The container's own, with nothing but `lo`.
@@ -135,9 +133,8 @@ impl Capture {
         }
         match &self.net {
             Net::Shared => {}
-            Net::Empty(lo_up) => {
-                let up = lo_up.recv();
-                if up.map_err(|_| Error::bug("look at lo", "it panicked"))?? {
+            Net::Empty => {
+                if net::empty::capture(root)? {
                     net::empty::write(self.ids.root_id(Kind::Net), set);
                 }
             }
@@ -175,13 +172,7 @@ fn network(root: HostPid, ids: &Ids, policy: &Policy) -> Result<Net> {
         return Ok(Net::External(key));
     }
     if policy.empty_ns & Kind::Net.flag() != 0 {
-        let (tell, lo_up) = channel();
-        std::thread::Builder::new()
-            .name("lo".to_owned())
-            // Nobody listens any more if the capture has failed.
-            .spawn(move || tell.send(net::empty::capture(root)))
-            .context(|| "start a thread".to_owned())?;
-        return Ok(Net::Empty(lo_up));
+        return Ok(Net::Empty);
     }
     let content = net::capture(root).map_err(|e| {
         e.within(format!(

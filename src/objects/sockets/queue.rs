@@ -3,7 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::base::{Error, Result};
-use crate::sys::socket::{option, peek, set_option};
+use crate::sys::socket::{option, peek, set_option, unread};
 
 /// A message that waits to be read; of a stream, a run of bytes.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub struct Message {
     pub rights: Vec<OwnedFd>,
 }
 
-/// Room for the first try.
-const FIRST: usize = 256 << 10;
+/// Least room for a message.
+const LEAST: usize = 4 << 10;
 /// Most bytes of one message.
 const LARGEST: usize = 64 << 20;
 /// Most messages in one queue.
@@ -30,7 +30,8 @@ pub(super) fn capture(fd: BorrowedFd<'_>, ends_empty: bool) -> Result<Vec<Messag
             "cannot be carried",
         ));
     }
-    let mut room = FIRST;
+    // All bytes of a stream, those of the next message else: there may be longer ones.
+    let mut room = unread(fd)?.max(LEAST);
     let messages = loop {
         set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
         match all(fd, ends_empty, room) {
@@ -100,7 +101,7 @@ mod tests {
     fn a_message_above_the_first_room_is_whole() {
         let (a, b) = unix_pair(libc::SOCK_DGRAM).unwrap();
         set_option(a.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20).unwrap();
-        let large: Vec<u8> = (0..FIRST + 9)
+        let large: Vec<u8> = (0..LEAST + 9)
             .map(|i| u8::try_from(i % 251).unwrap())
             .collect();
         send(a.as_fd(), b"small", &[]).unwrap();

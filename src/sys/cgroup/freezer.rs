@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::{Dir, Member, membership};
+use super::{Dir, Hierarchies, Member, membership};
 use crate::base::{Error, HostPid, Result, ResultExt};
 
 /// How long a freeze may take before it is given up. A v1 freezer does not
@@ -186,11 +186,12 @@ impl Prefrozen {
 /// # Errors
 /// As [`membership`] and those of reading states.
 pub fn prefrozen(pid: HostPid) -> Result<Option<Prefrozen>> {
+    let hierarchies = Hierarchies::now();
     for member in membership(pid)? {
         if !member.name.is_empty() && !member.name.split(',').any(|c| c == "freezer") {
             continue;
         }
-        let mut dir = Dir::root(&member.name)?;
+        let mut dir = hierarchies.root(&member.name)?;
         for part in member.path.split('/').filter(|p| !p.is_empty()) {
             dir = dir.descend(part)?;
             if dir.is_told_to_freeze()? {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use crate::base::{Error, HostPid, Result, ResultExt};
-use crate::sys::mounts::{self, BENEATH, FsContext, NO_SYMLINKS};
+use crate::sys::mounts::{self, BENEATH, FsContext, MountInfo, NO_SYMLINKS};
 
 mod freezer;
 mod warm;
@@ -85,9 +85,10 @@ pub fn leave(pid: HostPid) -> bool {
         return false;
     };
     let mut all = true;
+    let hierarchies = Hierarchies::now();
     let at_risk = |m: &&Member| m.path != "/" && ends_processes(&m.name);
     for m in members.iter().filter(at_risk) {
-        if let Err(e) = Dir::root(&m.name).and_then(|root| root.take(pid)) {
+        if let Err(e) = hierarchies.root(&m.name).and_then(|root| root.take(pid)) {
             tracing::debug!("process {pid} stays in its cgroup: {e}");
             all = false;
         }
@@ -109,15 +110,7 @@ impl Dir {
     /// # Errors
     /// EBUSY or ENOENT when there is no such hierarchy, EPERM.
     pub fn root(name: &str) -> Result<Self> {
-        let fd = match mounted(name) {
-            Some(fd) => fd,
-            None => private_mount(name)?,
-        };
-        Ok(Self {
-            fd,
-            name: name.to_owned(),
-            path: "/".to_owned(),
-        })
+        Hierarchies::now().root(name)
     }
 
     /// The directory that this membership names.
@@ -125,7 +118,7 @@ impl Dir {
     /// # Errors
     /// ENOENT when it does not exist; a path outside our cgroup namespace.
     pub fn open(member: &Member) -> Result<Self> {
-        Self::root(&member.name)?.descend(&member.path)
+        Hierarchies::now().open(member)
     }
 
     /// A directory below this one.
@@ -325,23 +318,62 @@ impl Dir {
     }
 }
 
-/// The root of a hierarchy where it is mounted whole for us. Saves a mount of
-/// our own, whose end waits for all processors (0.5 ms and more).
-fn mounted(name: &str) -> Option<OwnedFd> {
-    let is = |m: &mounts::MountInfo| {
-        let options: Vec<&str> = m.super_options.split(',').collect();
-        m.root == "/"
-            && if name.is_empty() {
-                m.fstype == "cgroup2"
-            } else {
-                m.fstype == "cgroup" && name.split(',').all(|c| options.contains(&c))
-            }
-    };
-    let all = mounts::own_mountinfo().ok()?;
-    let at = all.iter().find(|m| is(m))?;
-    let fd: OwnedFd = fs::File::open(&at.mountpoint).ok()?.into();
-    // Something else may be mounted over it.
-    (mounts::mount_id(fd.as_fd()).ok()? == at.id).then_some(fd)
+/// Where hierarchies are mounted for us. Reading that takes as long as there are
+/// mounts: once is enough for many directories.
+#[derive(Debug)]
+pub struct Hierarchies {
+    mounts: Vec<MountInfo>,
+}
+
+impl Hierarchies {
+    /// Those of now. Without a mount table none is mounted.
+    pub fn now() -> Self {
+        Self {
+            mounts: mounts::own_mountinfo().unwrap_or_default(),
+        }
+    }
+
+    /// As [`Dir::root`].
+    ///
+    /// # Errors
+    /// As [`Dir::root`].
+    pub fn root(&self, name: &str) -> Result<Dir> {
+        let fd = match self.mounted(name) {
+            Some(fd) => fd,
+            None => private_mount(name)?,
+        };
+        Ok(Dir {
+            fd,
+            name: name.to_owned(),
+            path: "/".to_owned(),
+        })
+    }
+
+    /// As [`Dir::open`].
+    ///
+    /// # Errors
+    /// As [`Dir::open`].
+    pub fn open(&self, member: &Member) -> Result<Dir> {
+        self.root(&member.name)?.descend(&member.path)
+    }
+
+    /// The root of a hierarchy where it is mounted whole for us. Saves a mount of
+    /// our own, whose end waits for all processors (0.5 ms and more).
+    fn mounted(&self, name: &str) -> Option<OwnedFd> {
+        let is = |m: &MountInfo| {
+            let options: Vec<&str> = m.super_options.split(',').collect();
+            m.root == "/"
+                && if name.is_empty() {
+                    m.fstype == "cgroup2"
+                } else {
+                    m.fstype == "cgroup" && name.split(',').all(|c| options.contains(&c))
+                }
+        };
+        let at = self.mounts.iter().find(|m| is(m))?;
+        let fd: OwnedFd = fs::File::open(&at.mountpoint).ok()?.into();
+        // Something else may be mounted over it.
+        (mounts::mount_id(fd.as_fd()).ok()? == at.id).then_some(fd)
+    }
 }
 
 fn private_mount(name: &str) -> Result<OwnedFd> {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Dir, own_membership};
+use super::{Hierarchies, own_membership};
 
 /// Between two moves: less than any grace period.
 const PERIOD: Duration = Duration::from_millis(2);
@@ -29,8 +29,9 @@ impl Warm {
     /// Returns once moves are fast; `None` where this process may not move itself:
     /// they are slow then, and that is all.
     pub fn start() -> Option<Self> {
+        let hierarchies = Hierarchies::now();
         let dir = own_membership().ok()?.iter().find_map(|m| {
-            let dir = Dir::open(m).ok()?;
+            let dir = hierarchies.open(m).ok()?;
             dir.write("cgroup.procs", "0").ok().map(|()| dir)
         })?;
         let (stop, stopped) = mpsc::channel();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::objects::cgroup::capture;
+use crate::objects::cgroup::{Cgroups, Outside};
 use std::process::{Child, Command};
 
 struct Sleeper(Child);
@@ -70,9 +70,9 @@ fn a_cgroup_comes_back_with_its_limits_under_another_name() {
         format!("dunlin-ns-cg2-{}", first.pid()),
     );
     make(&was, first.pid());
-    let got = capture(&[first.pid()], Mode::Soft).unwrap();
+    let got = Cgroups::of(&[first.pid()]).unwrap();
     let mut set = Set::new();
-    got.write(&mut set);
+    got.capture(Mode::Soft, &mut set).unwrap();
     assert_eq!((got.own_set(), got.set_of(first.pid())), (1, Some(2)));
     drop(first);
     remove(&was);
@@ -116,7 +116,8 @@ fn a_cgroup_that_exists_keeps_its_properties_in_soft_mode() {
     let name = format!("dunlin-ns-cgs-{}", s.pid());
     make(&name, s.pid());
     let mut set = Set::new();
-    capture(&[s.pid()], Mode::Soft).unwrap().write(&mut set);
+    let got = Cgroups::of(&[s.pid()]).unwrap();
+    got.capture(Mode::Soft, &mut set).unwrap();
     let dir = Dir::root("pids").unwrap().descend(&name).unwrap();
     dir.write("pids.max", "55").unwrap();
     let plan = Plan::read(&set, Mode::Soft, &[]).unwrap().unwrap();
@@ -154,7 +155,9 @@ fn who_is_in_the_cgroup_but_not_in_the_tree_is_a_stranger() {
             .take(b.pid())
             .unwrap();
     }
-    let found = crate::objects::cgroup::strangers(a.pid(), &[a.pid()].into()).unwrap();
+    let found = Outside::now(a.pid())
+        .strangers(a.pid(), &[a.pid()].into())
+        .unwrap();
     let (pid, all) = (b.pid(), found.clone());
     drop((a, b));
     remove(&name);
