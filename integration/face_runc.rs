@@ -250,7 +250,7 @@ fn follows_from_a_page_server(program: &str, answer: &str) {
     let here = std::mem::replace(&mut container.runc, there);
     container
         .bundle
-        .cgroups_path(&format!("/dunlin-tests/{}-there", container.id));
+        .cgroups_path(&format!("/dunlin-tests-{}-there", container.id));
     container.restored(&images, &["--lazy-pages"]);
     assert!(asked(&mut container, answer) > before);
     daemon.succeeded();

@@ -201,7 +201,7 @@ fn output_into_a_file_of_the_host_goes_on_under_runc() {
     let args = ["/bin/files", "output", "/data/verdict"];
     let mut bundle = Bundle::new(&scratch, "bundle", &[&probe()], &args);
     let id = scratch.name().to_owned();
-    bundle.cgroups_path(&format!("/dunlin-tests/{id}"));
+    bundle.cgroups_path(&format!("/dunlin-tests-{id}"));
     let file = bundle.rootfs().join("data/verdict");
     let log = scratch.join("container.log");
     let output = || {

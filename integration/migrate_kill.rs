@@ -137,11 +137,12 @@ fn nothing_there(m: &Move, when: &str) {
 fn cgroups(name: &str) -> Vec<String> {
     let found = Command::new("find")
         .args(["/sys/fs/cgroup", "-type", "d", "-path"])
-        .arg(format!("*/dunlin-tests/{name}*"))
+        .arg(format!("*/dunlin-tests-{name}*"))
         .output()
         .unwrap();
     let found = String::from_utf8(found.stdout).unwrap();
-    let named = |l: &&str| l.split('/').any(|part| part == name);
+    let own = format!("dunlin-tests-{name}");
+    let named = |l: &&str| l.split('/').any(|part| part == own);
     found.lines().filter(named).map(str::to_owned).collect()
 }
 

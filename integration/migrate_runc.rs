@@ -43,7 +43,7 @@ fn a_running_container_moves_and_nothing_is_left() {
     assert_eq!(m.container.status(), "unknown");
     assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
     let hold = format!(
-        "/sys/fs/cgroup/freezer/dunlin-tests/{}/dunlin-hold",
+        "/sys/fs/cgroup/freezer/dunlin-tests-{}/dunlin-hold",
         m.container.id
     );
     assert!(!std::path::Path::new(&hold).exists(), "{hold}");

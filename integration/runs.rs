@@ -46,7 +46,7 @@ fn a_container_runs_under_runc_and_is_gone_afterwards() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     for line in mounts.lines().filter(|line| line.contains("cgroup")) {
         let at = line.split(' ').nth(1).unwrap();
-        let left = std::path::Path::new(at).join("dunlin-tests").join(&id);
+        let left = std::path::Path::new(at).join(format!("dunlin-tests-{id}"));
         assert!(!left.exists(), "{} is left", left.display());
     }
 }

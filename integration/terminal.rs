@@ -91,7 +91,7 @@ fn start(scratch: &Scratch, console: &Console) -> Container {
         let mounts = config["mounts"].as_array_mut().expect("mounts");
         mounts.retain(|m| m["type"] != "cgroup");
     });
-    bundle.cgroups_path(&format!("/dunlin-tests/{id}"));
+    bundle.cgroups_path(&format!("/dunlin-tests-{id}"));
     let runc = Runc::new(scratch);
     let (read, _write) = nix::unistd::pipe().expect("a pipe");
     let container = Container {

@@ -112,7 +112,7 @@ impl Container {
     /// When it does not start.
     pub fn run(runc: &Runc, mut bundle: Bundle, id: &str) -> Self {
         if bundle.config["linux"]["cgroupsPath"].is_null() {
-            bundle.cgroups_path(&format!("/dunlin-tests/{id}"));
+            bundle.cgroups_path(&format!("/dunlin-tests-{id}"));
         }
         let (read, write) = pipe();
         let mut container = Self {
@@ -338,8 +338,6 @@ pub fn remove_cgroups(path: &str) {
         let dir = Path::new(at).join(path);
         if dir.is_dir() && !path.is_empty() {
             remove_cgroup(&dir);
-            // What all tests share goes with the last of them.
-            let _ = dir.parent().map(fs::remove_dir);
         }
     }
 }

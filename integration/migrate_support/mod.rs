@@ -40,9 +40,7 @@ impl Cgroup {
         let top = tops
             .iter()
             .find(|t| Path::new(t).join("cgroup.procs").exists());
-        let dir = Path::new(top.expect("a cgroup hierarchy"))
-            .join("dunlin-tests")
-            .join(name);
+        let dir = Path::new(top.expect("a cgroup hierarchy")).join(format!("dunlin-tests-{name}"));
         fs::create_dir_all(&dir).expect("make a cgroup");
         Self(dir)
     }
@@ -160,7 +158,7 @@ impl Move {
 
     /// Two containers of one machine need two paths, else they would be one.
     fn cgroups_there(&self) -> String {
-        format!("/dunlin-tests/{}-there", self.container.id)
+        format!("/dunlin-tests-{}-there", self.container.id)
     }
 
     /// The program, in the cgroup of both ends.
