@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::base::{Error, HostPid, Result, ResultExt};
@@ -355,6 +355,16 @@ impl Hierarchies {
     /// As [`Dir::open`].
     pub fn open(&self, member: &Member) -> Result<Dir> {
         self.root(&member.name)?.descend(&member.path)
+    }
+
+    /// Whether `fd` lies in a mount of a hierarchy.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn has_mount_of(&self, fd: BorrowedFd<'_>) -> Result<bool> {
+        let id = mounts::mount_id(fd)?;
+        let is_one = |m: &MountInfo| m.id == id && m.fstype.starts_with("cgroup");
+        Ok(self.mounts.iter().any(is_one))
     }
 
     /// The root of a hierarchy where it is mounted whole for us. Saves a mount of

@@ -133,8 +133,9 @@ impl Plan {
         // What the host provides is found before anything changes. A master
         // outside is kept only by a copy made while the source still shares.
         let mut given: HashMap<usize, Given> = HashMap::new();
+        let host = host::Host::now()?;
         for (i, m) in self.mounts.iter().enumerate() {
-            let Some(place) = self.place_on_host(i, m).context(|| at(m))? else {
+            let Some(place) = self.place_on_host(i, m, &host).context(|| at(m))? else {
                 continue;
             };
             let one = if self.sharing.has_outer_master(m) {
