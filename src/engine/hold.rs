@@ -348,10 +348,14 @@ fn freezer_path(pid: HostPid, hierarchy: &str) -> Result<String> {
 }
 
 /// Whether SIGKILL is pending for the thread group: SigPnd and ShdPnd of
-/// /proc/PID/status.
+/// /proc/PID/status. Of one that is gone it has been handled: a v2 freezer lets its
+/// tasks die at once.
 fn kill_pending(pid: HostPid) -> Result<bool> {
     let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(true),
+        read => read.context(|| format!("read {path}"))?,
+    };
     Ok(text
         .lines()
         .filter_map(|l| {

@@ -21,6 +21,7 @@ use scan::Scan;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::freeze::Tree;
@@ -119,20 +120,21 @@ impl Frozen {
                 scans.collect::<Result<Vec<_>>>()
             });
             // Only this thread may steer tasks. What they are in, others can look at.
-            let around = scope.spawn(|| {
+            let groups = scope.spawn(|| {
                 let mut set = Set::new();
                 check_members(&self.outside, root, &tids)?;
                 cgroups.capture(opts.common.cgroups, &mut set)?;
+                Ok(set)
+            });
+            let around = scope.spawn(|| {
+                let mut set = Set::new();
                 spaces.capture(&mut set)?;
                 Ok(set)
             });
-            let (mut set, pages) =
-                records(&mut self.tree, opts, &spaces, &cgroups, &mapped, || {
-                    scan.join()
-                        .unwrap_or_else(|_| Err(Error::bug("read page tables", "it panicked")))
-                })?;
-            let around = around.join();
-            set.append(around.map_err(|_| Error::bug("capture namespaces", "it panicked"))??);
+            let scan = || joined("read page tables", scan);
+            let (mut set, pages) = records(&mut self.tree, opts, &spaces, &cgroups, &mapped, scan)?;
+            set.append(joined("capture cgroups", groups)?);
+            set.append(joined("capture namespaces", around)?);
             Ok::<_, Error>((set, pages))
         })?;
         let times = Times {
@@ -200,6 +202,13 @@ impl Frozen {
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
+}
+
+/// What a thread has found.
+fn joined<T>(what: &str, thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Error::bug(what, "it panicked")))
 }
 
 /// All records of the tasks, and the pages that `scan` finds meanwhile in each of
