@@ -196,6 +196,21 @@ fn a_refused_or_impossible_move_leaves_the_container_as_it_was() {
 }
 
 #[test]
+fn what_only_the_source_was_told_to_carry_is_refused_before_anything_is_frozen() {
+    needs!(root, runc);
+    let m = Move::start("mig-carried", 4);
+    let (source, receiver) = m.both(&[], &["--file-locks", "--ext-unix-sk"]);
+    assert!(!source.ok && !receiver.ok);
+    for option in ["--file-locks", "--ext-unix-sk"] {
+        let why = format!("its source carries {option}, which receive was not told");
+        assert!(source.text.contains(&why), "{}", source.text);
+    }
+    m.goes_on_here("after the refusal");
+    assert!(m.landed().is_empty());
+    assert!(m.journals("here").is_empty() && m.journals("there").is_empty());
+}
+
+#[test]
 fn a_bundle_with_a_bind_is_denied_by_name_before_anything_is_frozen() {
     needs!(root, runc);
     let scratch = Scratch::new("mig-bind");

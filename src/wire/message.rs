@@ -110,6 +110,10 @@ pub struct Offer {
     /// What runc remembers of descriptors 0, 1, 2 (`descriptors.json`).
     #[prost(string, repeated, tag = "8")]
     pub descriptors: Vec<String>,
+    /// What the source carries beside the default, as options: the destination has to
+    /// be told the same.
+    #[prost(string, repeated, tag = "9")]
+    pub carried: Vec<String>,
 }
 
 /// REFUSED, ABORT, ABORTED, FAILURE: why, in sentences for people.

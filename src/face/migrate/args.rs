@@ -147,8 +147,8 @@ impl Carried {
         ]
     }
 
-    /// As `runc restore` is told.
-    pub(super) fn for_runc(mut self) -> Vec<String> {
+    /// As they are typed here, and for `runc restore`.
+    pub(super) fn options(mut self) -> Vec<String> {
         let set = self.by_name().into_iter().filter(|(_, on)| **on);
         set.map(|(name, _)| format!("--{name}")).collect()
     }
@@ -449,7 +449,7 @@ mod tests {
             "--listen 127.0.0.1:0 --dir /x --file-locks --ext-unix-sk --patience 7",
         ))
         .unwrap();
-        let told = r.session.carried.for_runc();
+        let told = r.session.carried.options();
         assert_eq!(told, ["--file-locks", "--ext-unix-sk"]);
         assert_eq!(r.session.patience, Duration::from_secs(7));
         let e = said(receive(&words("--listen 127.0.0.1:0 --dir /x --pause-at held")).unwrap_err());

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::args::Carried;
 use super::eager::Eager;
 use super::{mapped, sizes};
 use crate::base::{Error, HostPid, Result};
@@ -101,6 +102,10 @@ impl RuncContainer {
 impl Container for RuncContainer {
     fn offer(&self) -> Result<Offer> {
         let (bundle_bytes, bundle_entries) = sizes::bundle(self.runc.rootfs())?;
+        let carried = Carried {
+            file_locks: self.dump.common.file_locks,
+            ext_unix_sk: self.dump.common.ext_unix_sk,
+        };
         Ok(Offer {
             bundle_bytes,
             bundle_entries,
@@ -110,6 +115,7 @@ impl Container for RuncContainer {
             machine: std::env::consts::ARCH.to_owned(),
             descriptors: self.runc.descriptors(),
             cpu_flags: cpu_flags(),
+            carried: carried.options(),
         })
     }
 

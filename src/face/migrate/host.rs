@@ -263,6 +263,8 @@ impl Host for RuncHost {
                 lacking.join(" ")
             ));
         }
+        let untold = offer.carried.iter().filter(|o| !self.options.contains(o));
+        no.extend(untold.map(|o| format!("its source carries {o}, which receive was not told")));
         if no.is_empty() { Ok(()) } else { Err(no) }
     }
 

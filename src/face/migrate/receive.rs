@@ -53,7 +53,7 @@ pub(super) fn main(args: &[String]) -> Result<(), Failure> {
     let mut host = RuncHost::new(
         &session.shared.runc_root,
         r.output.clone(),
-        session.carried.for_runc(),
+        session.carried.options(),
         Scripts::typed(&session.scripts),
     )?;
     let options = destination::Options {
