@@ -162,6 +162,10 @@ mod tests {
             area
         };
         assert_ne!(area, 0, "the C library registers none");
+        // On its way back into its call the kernel looks at the section, too.
+        while procfs::stat(child.pid()).unwrap().state != b'S' {
+            std::thread::yield_now();
+        }
         let cs = range.start().to_le_bytes();
         vm::write(child.pid(), VAddr(area + 8), &cs).unwrap();
         let spare = PageRange::with_pages(child_free(&child), 1).unwrap();
