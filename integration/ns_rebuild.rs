@@ -133,7 +133,7 @@ fn a_runc_containers_namespaces_come_back_the_same() {
         .expect("number the namespaces");
     set.put(Image::Ids, 1, &ids);
     let began = std::time::Instant::now();
-    dunlin::objects::cgroup::Cgroups::of(&[HostPid(pid)])
+    dunlin::objects::cgroup::Cgroups::of(HostPid(pid), &[HostPid(pid)].into())
         .and_then(|c| c.capture(dunlin::objects::cgroup::Mode::Soft, &mut set))
         .expect("capture cgroups");
     println!("cgroups captured in {:?}", began.elapsed());

@@ -30,7 +30,7 @@ pub fn make(pid: HostPid, range: PageRange) -> Result<bool> {
         return Ok(false);
     };
     let what = format!("madvise {range} of task {pid} as guard pages");
-    steer::returned(what, ret).map(|_| true)
+    steer::done(what, ret).map(|()| true)
 }
 
 #[cfg(test)]

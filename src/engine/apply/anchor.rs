@@ -10,7 +10,7 @@ use crate::base::{Error, NsPid, Result};
 use crate::memory::anchor::Anchor;
 use crate::sys::aio;
 use crate::sys::procmap::Areas;
-use crate::sys::steer::{Arg, Batch, returned};
+use crate::sys::steer::{Arg, Batch, done};
 use crate::sys::uffd::Uffd;
 
 impl Build<'_> {
@@ -46,7 +46,7 @@ impl Build<'_> {
             &[1.into(), Arg::Buf(context)],
         );
         let made = live.leader.run(&b)?;
-        if let Err(e) = returned("io_setup", made.ret(setup)) {
+        if let Err(e) = done("io_setup", made.ret(setup)) {
             return Ok(Err(e));
         }
         let context = made.u64_at(context, 0);
@@ -78,6 +78,7 @@ impl Build<'_> {
             &[context.into(), ring.len().into()],
         );
         let made = live.leader.run(&b)?;
-        Ok(returned("io_submit", made.ret(submit)).map(drop))
+        // As many as it took are no failure.
+        Ok(done("io_submit", made.ret(submit).min(0)))
     }
 }

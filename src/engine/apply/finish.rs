@@ -13,7 +13,7 @@ use crate::memory::Job;
 use crate::objects::task::rebuild::State;
 use crate::objects::{signals, thread, timers};
 use crate::sys::ptrace::{self, Stopped};
-use crate::sys::steer::{Batch, Steered, returned};
+use crate::sys::steer::{Batch, Steered, done};
 use crate::sys::vm;
 
 const RSEQ_CS_AT: u64 = 8;
@@ -86,7 +86,7 @@ impl Build<'_> {
                 libc::SYS_rt_sigaction,
                 &[libc::SIGTRAP.unsigned_abs().into(), at, 0, 8],
             )?;
-            returned("rt_sigaction", r)?;
+            done("rt_sigaction", r)?;
         }
         let leader = if body.space.vdso.is_some() {
             live.leader.remove()?
@@ -94,12 +94,12 @@ impl Build<'_> {
             // the vDSO goes after the loop, through its own instruction: the
             // task stops at the end of the call and never returns to it
             let m = live.leader.mapping();
-            returned(
+            done(
                 "munmap",
                 live.leader.once(libc::SYS_munmap, &[m.start(), m.len()])?,
             )?;
             let v = live.vdso.whole();
-            returned(
+            done(
                 "munmap",
                 live.leader.once(libc::SYS_munmap, &[v.start(), v.len()])?,
             )?;

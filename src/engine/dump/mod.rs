@@ -106,10 +106,7 @@ impl Frozen {
             })
             .collect();
         let tids = self.tree.tids();
-        // The root's set is the first one: it says where the tree is.
-        let mut root_first: Vec<HostPid> = tids.iter().copied().collect();
-        root_first.sort_by_key(|tid| *tid != root);
-        let cgroups = cgroup::Cgroups::of(&root_first)?;
+        let cgroups = cgroup::Cgroups::of(root, &tids)?;
         let (set, pages) = std::thread::scope(|scope| {
             // The one step that may grow with memory goes beside all others.
             let scan = scope.spawn(|| {

@@ -3,6 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::sys::ns;
 
 /// Often enough to meet a process at each moment of its end.
 const TIMES: usize = 400;
@@ -44,13 +45,10 @@ impl Drop for Shell {
 
 /// All that is in the pid namespace of `root`, as /proc has it.
 fn in_its_namespace(root: HostPid) -> usize {
-    let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let ours = of(root.0);
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .filter(|pid| of(*pid) == ours)
-        .count()
+    let of = |pid: HostPid| ns::inode(pid, ns::Kind::Pid).ok();
+    let ours = of(root);
+    let all = procfs::processes();
+    all.into_iter().filter(|pid| of(*pid) == ours).count()
 }
 
 fn stops_whole(script: &str) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use crate::base::{Error, HostPid, Result, ResultExt};
-use crate::sys::cgroup::{self, Dir, Member};
+use crate::sys::cgroup::{self, Hierarchies, Member};
 
 /// How long tasks that were killed may take to leave a cgroup.
 const EMPTY: Duration = Duration::from_secs(2);
@@ -53,8 +53,9 @@ fn of(bundle: &Path, id: &str, below: &Value) -> Result<Vec<Member>> {
 /// # Errors
 /// Somebody is in it, or its bundle cannot be read.
 pub(super) fn alone(bundle: &Path, id: &str) -> Result<()> {
+    let hierarchies = Hierarchies::now();
     for member in of(bundle, id, &below())? {
-        let Ok(dir) = Dir::open(&member) else {
+        let Ok(dir) = hierarchies.open(&member) else {
             continue; // to be made
         };
         if let Some(pid) = dir.procs_below()?.first() {
@@ -71,7 +72,8 @@ pub(super) fn alone(bundle: &Path, id: &str) -> Result<()> {
 pub(super) fn members(bundle: &Path, id: &str, below: &Value) -> BTreeSet<HostPid> {
     // No bundle, no cgroup: nobody.
     let all = of(bundle, id, below).unwrap_or_default();
-    let procs = |m: &Member| Dir::open(m).and_then(|d| d.procs_below()).ok();
+    let hierarchies = Hierarchies::now();
+    let procs = |m: &Member| hierarchies.open(m).and_then(|d| d.procs_below()).ok();
     all.iter().filter_map(procs).flatten().collect()
 }
 
@@ -82,13 +84,14 @@ pub(super) fn remove(bundle: &Path, id: &str, below: &Value) {
         return; // no bundle: runc was never started
     };
     let until = Instant::now() + EMPTY;
+    let hierarchies = Hierarchies::now();
     for member in members {
         let (parent, name) = member.path.rsplit_once('/').unwrap_or(("", &member.path));
         let parent = Member {
             name: member.name.clone(),
             path: parent.to_owned(),
         };
-        let Ok(parent) = Dir::open(&parent) else {
+        let Ok(parent) = hierarchies.open(&parent) else {
             continue; // gone, or never made
         };
         loop {

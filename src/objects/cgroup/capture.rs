@@ -1,6 +1,6 @@
 //! The cgroups of a tree as records, and who else is in them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tracing::debug;
 
@@ -23,18 +23,20 @@ pub struct Cgroups {
     /// What is the same in all hierarchies is a set; the first one is our own.
     sets: Vec<Vec<Member>>,
     numbers: HashMap<HostPid, u32>,
-    root: Option<HostPid>,
+    root: HostPid,
 }
 
 impl Cgroups {
-    /// Asks where `threads` are (the root task first; thread ids and leaders alike).
+    /// Asks where `threads` are (thread ids and leaders alike). The root's set is the
+    /// first one: it says where the tree is.
     ///
     /// # Errors
     /// ENOENT when one is gone.
-    pub fn of(threads: &[HostPid]) -> Result<Self> {
+    pub fn of(root: HostPid, threads: &BTreeSet<HostPid>) -> Result<Self> {
         let mut sets = vec![cgroup::own_membership()?];
         let mut numbers = HashMap::new();
-        for thread in threads {
+        let others = threads.iter().filter(|t| **t != root);
+        for thread in std::iter::once(&root).chain(others) {
             let at = cgroup::membership(*thread)?;
             let i = sets.iter().position(|s| *s == at).unwrap_or_else(|| {
                 sets.push(at);
@@ -45,7 +47,7 @@ impl Cgroups {
         Ok(Self {
             sets,
             numbers,
-            root: threads.first().copied(),
+            root,
         })
     }
 
@@ -71,7 +73,7 @@ impl Cgroups {
         let Some(first) = theirs.first() else {
             return Ok(());
         };
-        let prefixes = self.root.map(prefixes).transpose()?.unwrap_or_default();
+        let prefixes = prefixes(self.root)?;
         let hierarchies = Hierarchies::now();
         let mut controllers = Vec::new();
         for member in first {

@@ -199,14 +199,9 @@ impl Steered {
                 &[hole, PAGE_SIZE, 5],
                 &saved,
             )?;
-            if r != 0 {
+            done(format!("protect the call loop in task {tid}"), r).inspect_err(|_| {
                 let _ = once_raw(task, insn, libc::SYS_munmap, &[hole, MAPPING_LEN], &saved);
-                return Err(Error::errno(
-                    format!("protect the call loop in task {tid}"),
-                    errno_of(r),
-                ));
-            }
-            Ok(())
+            })
         };
         match install(task) {
             Ok(()) => Ok((saved, mask, mapping, mem)),
@@ -395,14 +390,7 @@ impl Steered {
             .write_all_at(&action, at)
             .map_err(|e| Error::os(format!("write into task {}", self.task.tid()), e))?;
         let r = self.once(libc::SYS_rt_sigaction, &[5, at, 0, 8])?;
-        if r == 0 {
-            Ok(())
-        } else {
-            Err(Error::errno(
-                format!("ignore SIGTRAP in task {}", self.task.tid()),
-                errno_of(r),
-            ))
-        }
+        done(format!("ignore SIGTRAP in task {}", self.task.tid()), r)
     }
 
     /// Unmaps the loop and gives the thread its registers and mask back.
@@ -414,12 +402,10 @@ impl Steered {
             libc::SYS_munmap,
             &[self.mapping.start(), self.mapping.len()],
         )?;
-        if r != 0 {
-            return Err(Error::errno(
-                format!("unmap the call loop of task {}", self.task.tid()),
-                errno_of(r),
-            ));
-        }
+        done(
+            format!("unmap the call loop of task {}", self.task.tid()),
+            r,
+        )?;
         self.task.set_regs(&self.saved)?;
         self.task.set_sigmask(self.mask)?;
         Ok(self.task)
@@ -438,12 +424,15 @@ impl Steered {
     }
 }
 
-/// What a call of a task returned.
+/// What a call of a task returned, which is 0 if it has done its work.
 ///
 /// # Errors
-/// Its errno, with `what` was done.
-pub fn returned(what: impl Into<String>, ret: i64) -> Result<u64> {
-    u64::try_from(ret).map_err(|_| Error::errno(what, errno_of(ret)))
+/// Its errno, with `what` was to be done; EIO for what is none.
+pub fn done(what: impl Into<String>, ret: i64) -> Result<()> {
+    match ret {
+        0 => Ok(()),
+        _ => Err(Error::errno(what, errno_of(ret))),
+    }
 }
 
 fn errno_of(ret: i64) -> i32 {

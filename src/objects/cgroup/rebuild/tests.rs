@@ -70,7 +70,7 @@ fn a_cgroup_comes_back_with_its_limits_under_another_name() {
         format!("dunlin-ns-cg2-{}", first.pid()),
     );
     make(&was, first.pid());
-    let got = Cgroups::of(&[first.pid()]).unwrap();
+    let got = Cgroups::of(first.pid(), &[first.pid()].into()).unwrap();
     let mut set = Set::new();
     got.capture(Mode::Soft, &mut set).unwrap();
     assert_eq!((got.own_set(), got.set_of(first.pid())), (1, Some(2)));
@@ -116,7 +116,7 @@ fn a_cgroup_that_exists_keeps_its_properties_in_soft_mode() {
     let name = format!("dunlin-ns-cgs-{}", s.pid());
     make(&name, s.pid());
     let mut set = Set::new();
-    let got = Cgroups::of(&[s.pid()]).unwrap();
+    let got = Cgroups::of(s.pid(), &[s.pid()].into()).unwrap();
     got.capture(Mode::Soft, &mut set).unwrap();
     let dir = Dir::root("pids").unwrap().descend(&name).unwrap();
     dir.write("pids.max", "55").unwrap();
