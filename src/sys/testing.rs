@@ -5,6 +5,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -208,6 +209,46 @@ impl Drop for Child {
             unsafe { libc::waitpid(self.pid.0, std::ptr::null_mut(), 0) };
         }
     }
+}
+
+/// Runs what follows in a process in which no other test runs: none that forks,
+/// so that a descriptor is closed when it is closed here, and none that holds
+/// much memory. The first line of a test: the process is this test's program
+/// again, told to run this test only.
+macro_rules! alone {
+    () => {
+        fn here() {}
+        if !crate::sys::testing::is_alone(std::any::type_name_of_val(&here)) {
+            return;
+        }
+    };
+}
+pub(crate) use alone;
+
+/// Whether this is the process of its own for the test around `here`, as
+/// [`alone`] names it; if not, that process has run, and passed.
+pub(crate) fn is_alone(here: &str) -> bool {
+    const ALONE: &str = "DUNLIN_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let name = here
+        .strip_prefix("dunlin::")
+        .and_then(|n| n.strip_suffix("::here"));
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name.expect("the name of a test")])
+        .args(["--nocapture", "--test-threads=1"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(
+        run.status.success() && said.contains(" 1 passed"),
+        "in a process of its own: {}\n{said}{}",
+        run.status,
+        String::from_utf8_lossy(&run.stderr)
+    );
+    false
 }
 
 /// Orphans below us become our children.

@@ -180,7 +180,7 @@ impl Asker<'_> {
 mod tests {
     use super::*;
     use crate::base::PageRange;
-    use crate::sys::testing::Child;
+    use crate::sys::testing::{Child, alone};
 
     const MIB: u64 = 1 << 20;
 
@@ -257,6 +257,7 @@ mod tests {
 
     #[test]
     fn what_joins_with_nothing_is_left_to_smaps() {
+        alone!();
         const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
         let child = Child::fork();
         child.fill(child.mmap(64 * MIB), 64 * MIB, 1);

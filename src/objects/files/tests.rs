@@ -1,12 +1,12 @@
 //! Each kind of file: held by another process, captured from outside, opened
-//! again here, and looked at.
+//! again here, and looked at. Each test has a process of its own: a test that
+//! forks beside it would keep its files open for a moment.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -14,6 +14,7 @@ use super::*;
 use crate::base::{HostPid, NsPid, Result};
 use crate::image::{Kind as Image, Set};
 use crate::sys::socket::{self, Place};
+use crate::sys::testing::alone;
 use crate::sys::{fdops, pidfd};
 
 /// A process that has these descriptors open under our numbers, and waits to
@@ -23,12 +24,8 @@ struct Task {
     pidfd: OwnedFd,
 }
 
-/// One test at a time shows its descriptors to a child.
-static SPAWN: Mutex<()> = Mutex::new(());
-
 impl Task {
     fn with(fds: &[BorrowedFd<'_>]) -> Self {
-        let _one = SPAWN.lock().unwrap_or_else(|e| e.into_inner());
         let inherit = |flag| {
             for fd in fds {
                 fcntl(fd, FcntlArg::F_SETFD(flag)).unwrap();
@@ -146,6 +143,7 @@ fn same_file(a: &File, b: &File) -> bool {
 
 #[test]
 fn a_regular_file_keeps_position_and_flags() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     fs::write(&path, "0123456789").unwrap();
@@ -160,6 +158,7 @@ fn a_regular_file_keeps_position_and_flags() {
 
 #[test]
 fn duplicates_stay_one_file_and_two_opens_stay_two() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     fs::write(&path, "0123456789").unwrap();
@@ -173,6 +172,7 @@ fn duplicates_stay_one_file_and_two_opens_stay_two() {
 
 #[test]
 fn two_tasks_share_what_they_shared() {
+    alone!();
     let (r, w) = fdops::pipe().unwrap();
     let (one, two) = (
         Task::with(&[r.as_fd(), w.as_fd()]),
@@ -187,6 +187,7 @@ fn two_tasks_share_what_they_shared() {
 
 #[test]
 fn a_file_without_a_name_keeps_its_content_and_stays_without_a_name() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     let mut a = File::options()
@@ -220,6 +221,7 @@ fn a_file_without_a_name_keeps_its_content_and_stays_without_a_name() {
 
 #[test]
 fn a_large_file_without_a_name_is_refused_by_name() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("huge");
     let mut a = File::create_new(&path).unwrap();
@@ -235,6 +237,7 @@ fn a_large_file_without_a_name_is_refused_by_name() {
 
 #[test]
 fn a_file_that_has_lost_a_name_comes_back_by_another_in_the_same_directory() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let (x, y) = (dir.path().join("x"), dir.path().join("y"));
     let mut a = File::create_new(&x).unwrap();
@@ -249,6 +252,7 @@ fn a_file_that_has_lost_a_name_comes_back_by_another_in_the_same_directory() {
 
 #[test]
 fn a_file_whose_other_names_are_elsewhere_is_refused() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let (x, y) = (dir.path().join("x"), dir.path().join("below/y"));
     fs::create_dir(dir.path().join("below")).unwrap();
@@ -263,6 +267,7 @@ fn a_file_whose_other_names_are_elsewhere_is_refused() {
 
 #[test]
 fn a_directory_and_a_device_come_back() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let d = File::open(dir.path()).unwrap();
     let zero = File::open("/dev/zero").unwrap();
@@ -275,6 +280,7 @@ fn a_directory_and_a_device_come_back() {
 
 #[test]
 fn a_descriptor_without_access_and_one_made_without_a_name_come_back() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), "text").unwrap();
     let root = File::open(dir.path()).unwrap();
@@ -307,6 +313,7 @@ fn a_descriptor_without_access_and_one_made_without_a_name_come_back() {
 
 #[test]
 fn a_pipe_keeps_content_size_flags_and_its_ends() {
+    alone!();
     let (r, w) = fdops::pipe().unwrap();
     fdops::set_pipe_size(w.as_fd(), 1 << 20).unwrap();
     fdops::set_status_flags(r.as_fd(), libc::O_NONBLOCK).unwrap();
@@ -338,6 +345,7 @@ fn a_pipe_keeps_content_size_flags_and_its_ends() {
 
 #[test]
 fn a_pipe_from_outside_is_the_one_that_the_caller_gives() {
+    alone!();
     let (r, w) = fdops::pipe().unwrap();
     let task = Task::with(&[w.as_fd()]);
     let set = capture(&[&task], Policy::default()).unwrap();
@@ -355,6 +363,7 @@ fn a_pipe_from_outside_is_the_one_that_the_caller_gives() {
 
 #[test]
 fn a_fifo_keeps_its_content() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -378,6 +387,7 @@ fn a_fifo_keeps_its_content() {
 
 #[test]
 fn an_eventfd_keeps_its_count_and_that_it_is_a_semaphore() {
+    alone!();
     let plain = fdops::eventfd(0).unwrap();
     let semaphore = fdops::eventfd(libc::EFD_SEMAPHORE | libc::EFD_NONBLOCK).unwrap();
     let count = |fd: &OwnedFd, n: u64| {
@@ -398,6 +408,7 @@ fn an_eventfd_keeps_its_count_and_that_it_is_a_semaphore() {
 
 #[test]
 fn timers_go_on_with_what_was_left() {
+    alone!();
     let make = |value, interval| {
         let fd = fdops::timerfd(libc::CLOCK_MONOTONIC).unwrap();
         fdops::timerfd_set(fd.as_fd(), 0, fdops::Timer { value, interval }).unwrap();
@@ -428,6 +439,7 @@ fn timers_go_on_with_what_was_left() {
 
 #[test]
 fn a_signalfd_keeps_its_signals() {
+    alone!();
     let fd = fdops::signalfd(1 << 9 | 1 << 33).unwrap();
     let back = around(&[fd.as_fd()]);
     assert_eq!(
@@ -438,6 +450,7 @@ fn a_signalfd_keeps_its_signals() {
 
 #[test]
 fn an_epoll_set_is_refilled_under_its_numbers() {
+    alone!();
     let ep = fdops::epoll().unwrap();
     let (r, w) = fdops::pipe().unwrap();
     let ev = fdops::eventfd(0).unwrap();
@@ -480,6 +493,7 @@ fn an_epoll_set_is_refilled_under_its_numbers() {
 
 #[test]
 fn an_epoll_member_that_nobody_has_open_is_refused() {
+    alone!();
     let ep = fdops::epoll().unwrap();
     let ev = fdops::eventfd(0).unwrap();
     let set = nix::sys::epoll::Epoll(ep.try_clone().unwrap());
@@ -491,6 +505,7 @@ fn an_epoll_member_that_nobody_has_open_is_refused() {
 
 #[test]
 fn a_memfd_keeps_name_size_mode_and_seals() {
+    alone!();
     let fd = fdops::memfd(c"cache", libc::MFD_ALLOW_SEALING).unwrap();
     let a = File::from(fd);
     (&a).write_all(b"data").unwrap();
@@ -522,7 +537,9 @@ fn a_memfd_keeps_name_size_mode_and_seals() {
 
 #[test]
 fn what_cannot_be_carried_is_refused_by_task_descriptor_and_name() {
-    let inotify = nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::empty()).unwrap();
+    alone!();
+    let inotify =
+        nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::IN_CLOEXEC).unwrap();
     let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap();
     for (fd, name) in [(inotify.as_fd(), "inotify"), (netlink.as_fd(), "netlink")] {
         let why = refusal(&[fd]);
@@ -534,6 +551,7 @@ fn what_cannot_be_carried_is_refused_by_task_descriptor_and_name() {
 
 #[test]
 fn locks_are_refused_unless_asked_for_and_then_taken_again_by_the_task() {
+    alone!();
     let a = tempfile::NamedTempFile::new().unwrap();
     let file = a.as_file();
     fdops::set_ofd_lock(file.as_fd(), true, 3, 4).unwrap();
@@ -563,6 +581,7 @@ fn locks_are_refused_unless_asked_for_and_then_taken_again_by_the_task() {
 
 #[test]
 fn a_standard_stream_from_outside_needs_a_descriptor_of_the_caller() {
+    alone!();
     // No mount of ours: a file of another mount namespace looks just so.
     let dir = tempfile::tempdir().unwrap();
     let file = File::create_new(dir.path().join("log")).unwrap();
@@ -590,6 +609,7 @@ fn a_standard_stream_from_outside_needs_a_descriptor_of_the_caller() {
 
 #[test]
 fn a_file_on_a_foreign_mount_that_is_no_standard_stream_is_refused() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let file = File::create_new(dir.path().join("secret")).unwrap();
     let task = Task::with(&[file.as_fd()]);
@@ -601,6 +621,7 @@ fn a_file_on_a_foreign_mount_that_is_no_standard_stream_is_refused() {
 
 #[test]
 fn a_damaged_image_is_an_error_and_no_panic() {
+    alone!();
     let (r, w) = fdops::pipe().unwrap();
     (&File::from(w.try_clone().unwrap()))
         .write_all(b"some")
@@ -621,6 +642,7 @@ fn a_damaged_image_is_an_error_and_no_panic() {
 
 #[test]
 fn the_program_and_directories_of_a_task_are_recorded_once() {
+    alone!();
     let task = Task::with(&[]);
     let mut capture = Capture::new(Policy::default(), task.pid()).unwrap();
     let exe = capture.exe(task.pid()).unwrap();
@@ -647,6 +669,7 @@ fn name(text: &str) -> Vec<u8> {
 
 #[test]
 fn unix_pairs_keep_queues_descriptors_in_flight_and_shutdown() {
+    alone!();
     for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
         let (a, b) = socket::unix_pair(kind).unwrap();
         let (r, w) = fdops::pipe().unwrap();
@@ -682,6 +705,7 @@ fn unix_pairs_keep_queues_descriptors_in_flight_and_shutdown() {
 
 #[test]
 fn a_unix_connection_keeps_the_names_of_both_ends() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock");
     let listener = unix(libc::SOCK_STREAM);
@@ -707,6 +731,7 @@ fn a_unix_connection_keeps_the_names_of_both_ends() {
 
 #[test]
 fn a_connection_that_nobody_accepted_is_refused() {
+    alone!();
     let listener = unix(libc::SOCK_STREAM);
     socket::bind(listener.as_fd(), &name("\0dunlin-test-unaccepted")).unwrap();
     socket::listen(listener.as_fd(), 5).unwrap();
@@ -718,6 +743,7 @@ fn a_connection_that_nobody_accepted_is_refused() {
 
 #[test]
 fn the_survivor_of_a_pair_reads_what_is_left_and_then_the_end() {
+    alone!();
     let (a, b) = socket::unix_pair(libc::SOCK_STREAM).unwrap();
     socket::send(a.as_fd(), b"last words", &[]).unwrap();
     drop(a);
@@ -729,12 +755,14 @@ fn the_survivor_of_a_pair_reads_what_is_left_and_then_the_end() {
 
 #[test]
 fn a_socket_connected_to_the_outside_is_refused() {
+    alone!();
     let (a, _b) = socket::unix_pair(libc::SOCK_STREAM).unwrap();
     assert!(refusal(&[a.as_fd()]).contains("outside of the container"));
 }
 
 #[test]
 fn datagrams_wait_for_a_bound_socket_and_others_reach_it() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let log = unix(libc::SOCK_DGRAM);
@@ -753,6 +781,7 @@ fn datagrams_wait_for_a_bound_socket_and_others_reach_it() {
 
 #[test]
 fn a_datagram_socket_finds_its_peer_outside_again_if_that_is_allowed() {
+    alone!();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let log = unix(libc::SOCK_DGRAM);
@@ -794,6 +823,7 @@ fn internet(family: i32, kind: i32, address: Vec<u8>) -> OwnedFd {
 
 #[test]
 fn listening_and_unconnected_sockets_come_back_in_another_network() {
+    alone!();
     let any = |family: u16, len| {
         let mut bytes = family.to_ne_bytes().to_vec();
         bytes.resize(len, 0);
@@ -838,6 +868,7 @@ fn listening_and_unconnected_sockets_come_back_in_another_network() {
 
 #[test]
 fn a_tcp_connection_is_refused_by_name() {
+    alone!();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let why = refusal(&[client.as_fd()]);
@@ -847,6 +878,7 @@ fn a_tcp_connection_is_refused_by_name() {
 
 #[test]
 fn a_socket_of_another_network_is_refused() {
+    alone!();
     let net = network();
     let place = Place {
         net: Some(net.as_fd()),
@@ -859,6 +891,7 @@ fn a_socket_of_another_network_is_refused() {
 
 #[test]
 fn the_image_says_what_criu_looks_for() {
+    alone!();
     use crate::image::records::{FdTypes, FdinfoEntry, FileEntry};
     let (r, w) = fdops::pipe().unwrap();
     let task = Task::with(&[w.as_fd(), r.as_fd()]);
