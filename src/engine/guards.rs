@@ -10,27 +10,24 @@ use crate::sys::{procfs, steer};
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Makes `range` guard pages in the running process `pid`; what is in the pages is
+/// Makes `ranges` guard pages in the running process `pid`; what is in the pages is
 /// lost. `false` when no thread of it stops: all wait in the kernel for somebody.
 ///
 /// # Errors
-/// ESRCH if the process is gone; the call's errno.
-pub fn make(pid: HostPid, range: PageRange) -> Result<bool> {
+/// ESRCH if the process is gone; the errno of the first call that fails.
+pub fn make(pid: HostPid, ranges: &[PageRange]) -> Result<bool> {
     let vdso = procfs::vdso(pid, &procfs::maps(pid)?)?;
     let insn = steer::find_syscall(pid, vdso)?;
-    let args = [
-        range.start(),
-        range.len(),
-        u64::from(MADV_GUARD_INSTALL.cast_unsigned()),
-    ];
     let done = borrow(pid, PATIENCE, |task| {
-        steer::once(task, insn, libc::SYS_madvise, &args)
+        ranges.iter().try_for_each(|range| {
+            let advice = u64::from(MADV_GUARD_INSTALL.cast_unsigned());
+            let args = [range.start(), range.len(), advice];
+            let ret = steer::once(task, insn, libc::SYS_madvise, &args)?;
+            let what = format!("madvise {range} of task {pid} as guard pages");
+            steer::done(what, ret)
+        })
     })?;
-    let Some(ret) = done else {
-        return Ok(false);
-    };
-    let what = format!("madvise {range} of task {pid} as guard pages");
-    steer::done(what, ret).map(|()| true)
+    Ok(done.is_some())
 }
 
 #[cfg(test)]
@@ -91,17 +88,32 @@ mod tests {
     fn who_waits_in_the_kernel_for_what_is_a_guard_page_is_told_so() {
         let child = Child::fork();
         let (handler, range) = unlisted(&child, 8);
-        let page = PageRange::with_pages(range.start() + 3 * PAGE, 1).unwrap();
-        child.start_call(libc::SYS_getrandom, [page.start(), 8, 0, 0, 0]);
-        // Its only thread waits for the page, and cannot be stopped meanwhile.
+        let page = |n| PageRange::with_pages(range.start() + n * PAGE, 1).unwrap();
+        child.start_call(libc::SYS_getrandom, [page(5).start(), 8, 0, 0, 0]);
+        // Its only thread waits for one of the pages, and cannot be stopped meanwhile.
         let sink = handler.sink();
-        sink.guards(SpaceId(1), page).unwrap();
+        sink.guards(SpaceId(1), &[page(1), page(3), page(5)])
+            .unwrap();
         let efault = u64::from_ne_bytes((-i64::from(libc::EFAULT)).to_ne_bytes());
         assert_eq!(child.finish(), efault);
-        assert_eq!(guards(&child, range), [page]);
+        assert_eq!(guards(&child, range), [page(1), page(3), page(5)]);
         sink.never_were(Object::Private(SpaceId(1)), range).unwrap();
         let count = handler.wait().unwrap().count;
         assert_eq!((count.needed, count.present), (0, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_a_guard_page_keeps_no_other_from_being_one() {
+        let child = Child::fork();
+        let (handler, range) = unlisted(&child, 8);
+        let page = |n| PageRange::with_pages(range.start() + n * PAGE, 1).unwrap();
+        // Locked memory cannot: madvise says EINVAL.
+        let locked = [page(3).start(), PAGE, u64::from(libc::MLOCK_ONFAULT), 0, 0];
+        assert_eq!(child.call(libc::SYS_mlock2, locked), 0);
+        let sink = handler.sink();
+        sink.guards(SpaceId(1), &[page(1), page(3), page(5)])
+            .unwrap();
+        assert_eq!(guards(&child, range), [page(1), page(5)]);
     }
 
     #[test]
@@ -110,10 +122,10 @@ mod tests {
         let (handler, range) = unlisted(&child, 8);
         let page = PageRange::with_pages(range.start() + PAGE, 2).unwrap();
         let sink = handler.sink();
-        sink.guards(SpaceId(1), page).unwrap();
+        sink.guards(SpaceId(1), &[page]).unwrap();
         let remove = 103;
         child.call(libc::SYS_madvise, [page.start(), PAGE, remove, 0, 0]);
-        sink.guards(SpaceId(1), page).unwrap();
+        sink.guards(SpaceId(1), &[page]).unwrap();
         let left = PageRange::with_pages(page.start() + PAGE, 1).unwrap();
         assert_eq!(guards(&child, range), [left]);
     }
@@ -139,7 +151,7 @@ mod tests {
         let at = child.mmap(8 * 4096);
         child.fill(at, 8 * 4096, 7);
         let range = PageRange::with_pages(at + 4096, 2).unwrap();
-        assert!(make(child.pid(), range).unwrap());
+        assert!(make(child.pid(), &[range]).unwrap());
         let area = PageRange::with_pages(at, 8).unwrap();
         let guards = Space::open(SpaceId(1), child.pid()).unwrap().guards(area);
         assert_eq!(guards.unwrap(), [range]);
@@ -169,7 +181,7 @@ mod tests {
         let cs = range.start().to_le_bytes();
         vm::write(child.pid(), VAddr(area + 8), &cs).unwrap();
         let spare = PageRange::with_pages(child_free(&child), 1).unwrap();
-        let e = make(child.pid(), spare).unwrap_err();
+        let e = make(child.pid(), &[spare]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::EIO), "{e}");
     }
 
@@ -178,7 +190,7 @@ mod tests {
         let child = Child::fork();
         let at = child.mmap(4096);
         child.call(libc::SYS_munmap, [at, 4096, 0, 0, 0]);
-        let e = make(child.pid(), PageRange::with_pages(at, 1).unwrap()).unwrap_err();
+        let e = make(child.pid(), &[PageRange::with_pages(at, 1).unwrap()]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ENOMEM));
     }
 }

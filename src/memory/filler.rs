@@ -34,7 +34,7 @@ use crate::sys::pidfd;
 use crate::sys::uffd::{Filled, Stop, Uffd, mode};
 pub(super) use faults::Noted;
 use late::Late;
-pub use late::MakeGuard;
+pub use late::MakeGuards;
 pub use objects::LazyShared;
 use objects::SharedObject;
 
@@ -430,8 +430,8 @@ impl PageSink for Filler {
         Ok(())
     }
 
-    fn guards(&self, id: SpaceId, range: PageRange) -> Result<()> {
-        self.guard_late(id, range)
+    fn guards(&self, id: SpaceId, ranges: &[PageRange]) -> Result<()> {
+        self.guard_late(id, ranges)
     }
 
     fn lost(&self, why: Error) {

@@ -61,7 +61,7 @@ pub trait PageSink: Send + Sync {
     ///
     /// # Errors
     /// Neither a guard page nor poison could be put there.
-    fn guards(&self, id: SpaceId, range: PageRange) -> Result<()>;
+    fn guards(&self, id: SpaceId, ranges: &[PageRange]) -> Result<()>;
 
     /// The source is lost: nothing more comes. What then happens to those who
     /// wait is the handler's policy; they never read zeros.

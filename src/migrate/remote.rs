@@ -186,18 +186,25 @@ impl Remote {
 
     fn absent(&self, m: &message::Absent, sink: &dyn PageSink) -> Result<()> {
         let (object, ranges) = ranges::read(m.sort, m.id, &m.starts, &m.pages)?;
-        if m.guards {
-            let ranges = ranges.len();
-            info!(ranges, "guard pages that were made just before the freeze");
+        match object {
+            Object::Private(id) if m.guards => {
+                let count = ranges.len();
+                info!(
+                    ranges = count,
+                    "guard pages that were made just before the freeze"
+                );
+                sink.guards(id, &ranges)?;
+            }
+            Object::Shared(_) if m.guards => {
+                return Err(Error::peer("receive Absent", "guard pages of no task"));
+            }
+            _ => {
+                for range in &ranges {
+                    sink.never_were(object, *range)?;
+                }
+            }
         }
         for range in ranges {
-            match object {
-                Object::Private(id) if m.guards => sink.guards(id, range)?,
-                Object::Shared(_) if m.guards => {
-                    return Err(Error::peer("receive Absent", "guard pages of no task"));
-                }
-                _ => sink.never_were(object, range)?,
-            }
             self.state().answered(object, range);
         }
         Ok(())

@@ -231,9 +231,12 @@ impl PageSink for Arc<Memory> {
         self.done.notify_all();
         Ok(())
     }
-    fn guards(&self, id: SpaceId, range: PageRange) -> Result<()> {
+    fn guards(&self, id: SpaceId, ranges: &[PageRange]) -> Result<()> {
         assert_eq!(Object::Private(id), SPACE);
-        for n in range.start() / PAGE_SIZE..range.end() / PAGE_SIZE {
+        for n in ranges
+            .iter()
+            .flat_map(|r| r.start() / PAGE_SIZE..r.end() / PAGE_SIZE)
+        {
             assert!(GUARDS.pages().contains(&n), "page {n} is no guard page");
             self.missing.lock().unwrap().remove(&(SPACE, n));
         }

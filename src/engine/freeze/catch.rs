@@ -161,7 +161,9 @@ pub(in crate::engine) fn borrow<T: Send>(
     patience: Duration,
     act: impl Fn(&mut Stopped) -> Result<T> + Sync,
 ) -> Result<Option<T>> {
-    let threads = procfs::threads(pid)?;
+    let mut threads = procfs::threads(pid)?;
+    // What waits in the kernel now may not stop at all.
+    threads.sort_by_key(|tid| procfs::stat(*tid).is_ok_and(|s| s.state == b'D'));
     // A thread of its own: what does not stop in time is let go when that ends.
     let visit = || {
         for tid in threads {

@@ -365,7 +365,7 @@ fn who_waits_for_a_shared_page_under_a_guard_page_is_woken() {
     drop(source.bell.wait_while(asked, |asked| !*asked).unwrap());
     let page = PageRange::with_pages(world.page(5), 1).unwrap();
     let sink = handler.sink();
-    sink.guards(SPACE, page).unwrap();
+    sink.guards(SPACE, &[page]).unwrap();
     sink.place(OBJECT, 5 * PAGE, &[9; 4096]).unwrap();
     let sum = world.child.finish_within(Duration::from_secs(5));
     assert_eq!(sum, Some(9 * PAGE));

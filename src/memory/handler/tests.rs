@@ -370,7 +370,7 @@ fn a_child_that_forks_while_a_guard_page_is_made_reads_no_zeros_there() {
     let source = Arc::new(Direct(Pattern));
     let handler = Handler::start(filler, source, Box::new(|_| OnLoss::Kill)).unwrap();
     let page = PageRange::with_pages(range.start() + 3 * PAGE, 1).unwrap();
-    handler.sink().guards(SPACE, page).unwrap();
+    handler.sink().guards(SPACE, &[page]).unwrap();
     let child = forked.lock().unwrap().take().unwrap().join().unwrap();
     child.start_sum(page.start(), PAGE);
     let long = Some(Duration::from_secs(5));
