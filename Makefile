@@ -23,7 +23,7 @@ demo:
 	@bundles/demo/run $(ARGS)
 
 test: lint
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 # What CRIU=/path/to/criu writes, dunlin restores, and the other way round.
 test-crossed:

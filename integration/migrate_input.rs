@@ -258,7 +258,7 @@ fn what_is_missing_here_is_named_before_anybody_is_asked() {
     fs::write(&token, &right).unwrap();
     for (to, code, says) in [
         ("nowhere", 2, "is not HOST:PORT"),
-        ("nowhere.invalid:1", 1, "nowhere.invalid:1"),
+        ("no..where:1", 1, "address no..where:1"),
     ] {
         fails(&mut m.migrate_command(to, &[]), code, &[to, says]);
     }

@@ -57,7 +57,8 @@ pub fn run(command: &mut Command, patience: Duration) -> Outcome {
     }
     let status = child.wait().expect("wait for a command");
     let read = |path: &Path| {
-        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+        let said = std::fs::read(path).expect("read what a command said");
+        String::from_utf8_lossy(&said).into_owned()
     };
     let outcome = Outcome {
         command: words,

@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn a_name_without_address_is_named() {
         assert_eq!(of("::1", 7).unwrap().to_string(), "[::1]:7");
-        let e = of("nothing.invalid", 7).unwrap_err().to_string();
-        assert!(e.starts_with("address nothing.invalid:7: "), "{e}");
+        let e = of("no..where", 7).unwrap_err().to_string();
+        assert!(e.starts_with("address no..where:7: "), "{e}");
     }
 }
