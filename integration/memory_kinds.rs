@@ -11,7 +11,8 @@ use std::process::Command;
 use harness::*;
 
 /// `argv[1]` is a file of four pages of the letter `f`; with `argv[2]` it has guard
-/// pages in shared memory as well, which CRIU does not carry.
+/// pages in shared memory and memory that is locked as it is touched as well, which
+/// CRIU does not carry.
 const PROGRAM: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -89,6 +90,11 @@ int main(int argc, char **argv)
     char *locked = map(P, RW, ANON, -1);
     *locked = 'l';
     mlock(locked, P);
+    /* locked all the same */
+    mlock(map(2 * P, PROT_NONE, ANON, -1), 2 * P);
+    char *onfault = map(64 * P, RW, ANON, -1);
+    onfault[7 * P] = 'o';
+    if (argc > 2) mlock2(onfault, 64 * P, MLOCK_ONFAULT);
     map(1ul << 36, PROT_NONE, ANON | MAP_NORESERVE, -1);
     char *down = map(8 * P, RW, ANON | MAP_GROWSDOWN, -1);
     memset(down, 'd', 8 * P);
@@ -129,6 +135,11 @@ int main(int argc, char **argv)
     shared[5 * P] = 'y';
     must(twin[5 * P] == 'y' && twin[P] == 'x', "two mappings of one shared memory");
     must(*wiped == 'w' && *unforked == 'u' && *locked == 'l', "advised and locked memory");
+    unsigned char there[64] = {0};
+    int locked_pages = 0;
+    mincore(onfault, 64 * P, there);
+    for (int i = 0; i < 64; i++) locked_pages += there[i] & 1;
+    must(onfault[7 * P] == 'o' && locked_pages == 1, "memory that is locked as it is touched");
     int st;
     pid_t pid = fork();
     if (!pid) _exit(*wiped != 0 || shared[5 * P] != 'y');
@@ -149,8 +160,8 @@ int main(int argc, char **argv)
 
 /// Areas with what they map, and those of their flags that a program can have set.
 fn areas(pid: i32) -> BTreeMap<String, Vec<String>> {
-    const KEPT: [&str; 14] = [
-        "rd", "wr", "ex", "sh", "gd", "lo", "dc", "dd", "wf", "hg", "nh", "nr", "ac", "rr",
+    const KEPT: [&str; 15] = [
+        "rd", "wr", "ex", "sh", "gd", "lo", "lf", "dc", "dd", "wf", "hg", "nh", "nr", "ac", "rr",
     ];
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let mut found = BTreeMap::new();
@@ -203,6 +214,9 @@ fn comes_back(name: &str, how: How) {
     } else {
         &[]
     });
+    if let Some(server) = server {
+        server.wait_gone(PATIENCE);
+    }
     let mut now = areas(bare.pid());
     // CRIU writes into the text of what it dumps: such a page was changed, and
     // an area that was written to is accounted. And the kernel does not account what
@@ -218,9 +232,6 @@ fn comes_back(name: &str, how: How) {
     assert_eq!(before, now);
     bare.ask();
     assert_eq!(bare.says("right"), "ready\nright\n");
-    if let Some(server) = server {
-        server.wait_gone(PATIENCE);
-    }
 }
 
 #[test]

@@ -103,6 +103,31 @@ fn shared_memory_follows_a_container_that_has_moved() {
     assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
 }
 
+/// Until all of it is there, its pages are locked as they come.
+#[test]
+fn locked_memory_follows_and_is_locked_as_it_was() {
+    needs!(root, runc, gcc);
+    let may_lock = |bundle: &mut Bundle| {
+        let all = serde_json::json!(["CAP_IPC_LOCK"]);
+        let sets = serde_json::json!({ "bounding": all, "effective": all, "permitted": all });
+        bundle.edit(|config| config["process"]["capabilities"] = sets);
+    };
+    let m = Move::of(
+        "mig-locked",
+        &sample("locked"),
+        &["/bin/locked", "64"],
+        may_lock,
+    );
+    disturbed_before_its_memory_is_there(&m);
+    says(&m, "turn 1");
+    m.signal_there("USR1");
+    says(&m, "turn 2");
+    let r = m.report();
+    assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
+    assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
+    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
+}
+
 /// Which pages exist is told after the resume. A guard page that nobody knew of before
 /// is one there all the same, to the program and to the kernel.
 #[test]

@@ -2,7 +2,7 @@
 
 pub mod options;
 pub mod freeze;
-pub mod guards;
+pub mod running;
 pub mod hold;
 pub mod dump;
 pub mod plan;

@@ -181,6 +181,7 @@ mod tests {
             uffd,
             areas: vec![area],
             needed: vec![range],
+            locked: Vec::new(),
         };
         let job = Job {
             spaces: vec![space],

@@ -53,6 +53,8 @@ pub struct LazySpace {
     pub areas: Vec<Area>,
     /// Private pages that must come, by address.
     pub needed: Vec<PageRange>,
+    /// What its process has to lock when all is there: [`Filler::locked`].
+    pub locked: Vec<PageRange>,
 }
 
 /// All that must still come.
@@ -110,6 +112,7 @@ pub struct Filler {
     pub(super) bell: EventFd,
     pub(super) lost: Mutex<Option<Error>>,
     pidfds: Vec<(HostPid, OwnedFd)>,
+    locked: Vec<(HostPid, Vec<PageRange>)>,
     anchor: Option<Anchor>,
     late: Late,
     /// What was done so far.
@@ -164,6 +167,7 @@ impl Filler {
                 .context(context)?,
             lost: Mutex::default(),
             pidfds: Vec::new(),
+            locked: Vec::new(),
             anchor: job.anchor,
             late: Late::default(),
             stats: Stats::default(),
@@ -173,6 +177,9 @@ impl Filler {
         let mut filler = filler;
         for s in job.spaces {
             filler.pidfds.push((s.pid, s.pidfd));
+            if !s.locked.is_empty() {
+                filler.locked.push((s.pid, s.locked));
+            }
             filler.late.processes.insert(s.id, s.pid);
             filler.admit(s.id, s.uffd)?;
         }
@@ -210,6 +217,12 @@ impl Filler {
     /// The processes, as they were handed over.
     pub fn processes(&self) -> impl Iterator<Item = (HostPid, &OwnedFd)> {
         self.pidfds.iter().map(|(pid, fd)| (*pid, fd))
+    }
+
+    /// What these processes have to lock when all is there: until then pages of it
+    /// are locked as they come.
+    pub fn locked(&self) -> &[(HostPid, Vec<PageRange>)] {
+        &self.locked
     }
 
     /// Wakes the handler.

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
-use crate::base::{Error, PAGE_SIZE, Result, ResultExt};
+use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result, ResultExt};
 use crate::memory::filler::{BELL, Filler, Noted, PendingFault};
 use crate::memory::stats::Summary;
 use crate::memory::{Count, Object, PageReader, PageSink, PageSource, SpaceId, Want};
@@ -46,6 +46,8 @@ pub struct Outcome {
     pub count: Count,
     /// Why the source was lost, if it was.
     pub lost: Option<Error>,
+    /// What processes have to lock now.
+    pub locked: Vec<(HostPid, Vec<PageRange>)>,
 }
 
 /// A running handler. Dropping it does not stop it: that would make zeros.
@@ -167,6 +169,7 @@ fn serve(filler: &Filler, source: &dyn PageSource, policy: &LossPolicy) -> Resul
                 summary: filler.stats.summary(),
                 count: filler.residency().count(),
                 lost,
+                locked: filler.locked().to_vec(),
             })
         }
         Err(e) => {

@@ -28,6 +28,7 @@ pub(crate) fn guarded(
         uffd: guard(child.userfaultfd(), &areas).unwrap(),
         areas,
         needed,
+        locked: Vec::new(),
     }
 }
 

@@ -191,6 +191,8 @@ impl Build<'_> {
             && let Some(uffd) = guard
         {
             self.anchor(pid, &uffd)?;
+            let locked = body.space.areas.iter().filter(|a| a.is_locked_later());
+            let locked = locked.map(|a| a.range);
             self.left.spaces.push(LazySpace {
                 id: space_id(pid),
                 pid: host,
@@ -198,6 +200,7 @@ impl Build<'_> {
                 uffd,
                 areas: registered,
                 needed: missing,
+                locked: locked.collect(),
             });
         }
         Ok(())
@@ -280,11 +283,12 @@ impl Build<'_> {
     fn complete(&mut self, pid: NsPid, body: &Body, files: &mut Files<'_>) -> Result<()> {
         let service = self.service;
         let exe = files.fd(body.space.entry.exe_file_id)?;
+        let follows = self.left.spaces.iter().any(|s| s.id == space_id(pid));
         let live = self.live(pid)?;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();
             for a in areas {
-                mm::finish(&mut b, a, has_pages(body.pages.as_ref(), a));
+                mm::finish(&mut b, a, has_pages(body.pages.as_ref(), a), follows);
             }
             if !b.is_empty() {
                 live.leader.run(&b)?;

@@ -135,7 +135,7 @@ impl Collector {
         let it = self.uses.entry(id).or_default();
         let offset = area.entry.pgoff;
         it.end = it.end.max(offset + area.range.len());
-        it.locked |= !area.can_be_lazy();
+        it.locked |= !self.later && !area.can_be_lazy();
         for part in eager.within(area.range) {
             let at = offset + (part.start() - area.range.start());
             it.eager.insert_at(at, part.len());

@@ -42,7 +42,7 @@ impl Scan {
         let space = Space::open(SpaceId(mapped.virt), mapped.pid)?;
         let (mut content, mut guards) = (Vec::with_capacity(mapped.areas.len()), Vec::new());
         for area in &mapped.areas {
-            if let Some(before) = before.filter(|_| area.can_be_lazy()) {
+            if let Some(before) = before.filter(|_| area.can_follow()) {
                 guards.extend(guards_now(&space, area.range, before)?);
                 content.push(Found::Within(may_exist(&space, area)?));
                 continue;

@@ -16,6 +16,7 @@ use crate::base::{Error, HostPid, Result, ResultExt};
 use crate::engine::dump::{Captured, Frozen, Pages};
 use crate::engine::hold::{Hold, Place, Verdict};
 use crate::engine::restore::ImagePages;
+use crate::engine::running;
 use crate::face::{address, place};
 use crate::image::Set;
 use crate::memory::guardian::Guardian;
@@ -275,13 +276,14 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
             let reader: Arc<dyn PageReader> = Arc::new(images);
             let status = job.work.path().join(STATUS);
             let outcome = serve_one(&server, reader, Some(&status), None, MESSAGE)?;
-            outcome.map_or(Ok(()), report)
+            outcome.map_or(Ok(()), all_came)
         }
         Some((to, session)) => from_page_server(job, &server, to, &session),
     }
 }
 
-fn report(outcome: Outcome) -> Result<()> {
+fn all_came(outcome: Outcome) -> Result<()> {
+    running::lock(&outcome.locked);
     let (summary, count) = (outcome.summary, outcome.count);
     info!(
         "{} pages came, {} were not needed any more; {} faults, median {} us, 99 of 100 below {} us",
@@ -323,7 +325,7 @@ fn from_page_server(
     let fetched = client.run(
         &sink,
         move || Ok(filler.residency().missing_ranges()),
-        move || report(handler.wait()?),
+        move || all_came(handler.wait()?),
     );
     if fetched.is_err() {
         // What waits for pages is stopped by the guardian when we are gone.

@@ -18,8 +18,8 @@ use tracing::{error, info, warn};
 
 use super::{cgroups, sizes};
 use crate::base::{Blame, Error, HostPid, PageRange, Result, ResultExt};
-use crate::engine::guards;
 use crate::engine::options::Stage;
+use crate::engine::running;
 use crate::face::scripts::Scripts;
 use crate::memory::guardian::Guardian;
 use crate::memory::handler::{Handler, OnLoss};
@@ -226,10 +226,9 @@ impl Serving for HandlerServing {
             .unwrap_or_else(PoisonError::into_inner)
             .take()
             .ok_or_else(|| Error::bug("wait for pages", "somebody waits already"))?;
-        match handler.wait()?.lost {
-            None => Ok(()),
-            Some(e) => Err(e),
-        }
+        let outcome = handler.wait()?;
+        running::lock(&outcome.locked);
+        outcome.lost.map_or(Ok(()), Err)
     }
 
     fn missing(&self) -> Result<Vec<(Object, PageRange)>> {
@@ -315,7 +314,7 @@ impl Host for RuncHost {
             self.tasks.push((space.pid, started));
         }
         let filler = Filler::new(job)?;
-        filler.make_guards_by(Box::new(guards::make));
+        filler.make_guards_by(Box::new(running::make_guards));
         if let Some(g) = &mut self.guardian {
             g.watch(&filler)?;
             g.say_in(&l.loss())?;

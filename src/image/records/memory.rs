@@ -86,6 +86,10 @@ pub struct VmaEntry {
     /// `O_*` that the file was opened with.
     #[prost(uint32, optional, tag = "10")]
     pub fdflags: Option<u32>,
+    /// Ours, CRIU passes it over: what is locked was locked by mlock2(2) with
+    /// `MLOCK_ONFAULT`.
+    #[prost(bool, optional, tag = "1001")]
+    pub lock_on_fault: Option<bool>,
 }
 
 /// First record of a pagemap: the number of the pages file that goes with it.

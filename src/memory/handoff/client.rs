@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::message::{Line, Message, SharedRecord, SpaceRecord, VERSION, unexpected};
 use super::socket_in;
-use crate::base::{Error, HostPid, Result};
+use crate::base::{Error, HostPid, PageRange, Result};
 use crate::memory::anchor::Anchor;
 use crate::memory::{LazyShared, LazySpace};
 use crate::sys::seqpacket;
@@ -64,7 +64,8 @@ impl Client {
     pub fn space(&mut self, space: &LazySpace) -> Result<()> {
         let record = SpaceRecord {
             areas: space.areas.iter().map(Into::into).collect(),
-            needed: space.needed.iter().map(|r| (r.start(), r.end())).collect(),
+            needed: ends(&space.needed).collect(),
+            locked: ends(&space.locked).collect(),
         };
         let message = Message::Space {
             id: space.id.0,
@@ -81,8 +82,7 @@ impl Client {
     /// # Errors
     /// As [`Self::space`].
     pub fn shared(&mut self, shared: &LazyShared) -> Result<()> {
-        let needed = shared.needed.iter().map(|r| (r.start(), r.end()));
-        let record = SharedRecord(needed.collect());
+        let record = SharedRecord(ends(&shared.needed).collect());
         let message = Message::Shared { id: shared.id };
         self.line
             .send_record(&message, &[shared.file.as_fd()], &record)?;
@@ -131,4 +131,8 @@ impl Client {
     pub fn resumed(self) -> Result<()> {
         self.line.send(&Message::Resumed, &[])
     }
+}
+
+fn ends(ranges: &[PageRange]) -> impl Iterator<Item = (u64, u64)> {
+    ranges.iter().map(|r| (r.start(), r.end()))
 }

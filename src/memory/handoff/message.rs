@@ -15,8 +15,8 @@ use crate::memory::{Area, Object};
 use crate::sys::{fdops, poll, seqpacket, socket};
 
 /// The only version that is spoken. 1 had no descriptor beside SHARED,
-/// 2 no ANCHOR.
-pub const VERSION: u32 = 3;
+/// 2 no ANCHOR, 3 no locked memory.
+pub const VERSION: u32 = 4;
 /// Longest message, bytes.
 const MAX_MESSAGE: usize = 4096;
 
@@ -40,6 +40,7 @@ pub(super) enum Message {
 pub(super) struct SpaceRecord {
     pub(super) areas: Vec<AreaRecord>,
     pub(super) needed: Vec<(u64, u64)>,
+    pub(super) locked: Vec<(u64, u64)>,
 }
 
 /// Record beside SHARED: start and end of each run.

@@ -186,14 +186,15 @@ fn space(id: u32, pid: i32, rights: Vec<OwnedFd>) -> Result<LazySpace> {
     let [uffd, pidfd, record] = exactly(rights)?;
     let record: SpaceRecord = read_record(record)?;
     let areas: Result<Vec<Area>> = record.areas.into_iter().map(TryInto::try_into).collect();
-    let needed: Result<_> = record.needed.into_iter().map(range).collect();
+    let ranges = |all: Vec<_>| all.into_iter().map(range).collect::<Result<_>>();
     Ok(LazySpace {
         id: SpaceId(id),
         pid: HostPid(pid),
         pidfd,
         uffd: Uffd::adopt(uffd)?,
         areas: areas?,
-        needed: needed?,
+        needed: ranges(record.needed)?,
+        locked: ranges(record.locked)?,
     })
 }
 

@@ -55,11 +55,15 @@ impl Area {
         has_file(self.kind)
     }
 
-    /// Whether its pages may be left for later: CRIU's rule for PE_LAZY, and for
-    /// shared anonymous memory, where CRIU does not look at the flag.
+    /// Whether its pages may be left for later in images that CRIU reads: its rule for
+    /// PE_LAZY, and for shared anonymous memory, where CRIU does not look at the flag.
     pub fn can_be_lazy(&self) -> bool {
+        self.can_follow() && self.entry.flags & libc::MAP_LOCKED.cast_unsigned() == 0
+    }
+
+    /// Whether dunlin can fill it after the resume: memory that is locked, too.
+    pub fn can_follow(&self) -> bool {
         matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_))
-            && self.entry.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB).cast_unsigned() == 0
     }
 }
 
@@ -288,6 +292,7 @@ fn area(pid: HostPid, map: Map) -> Result<Area> {
                 0
             }
         }),
+        lock_on_fault: map.has("lf").then_some(true),
     };
     Ok(Area {
         range: map.range,
@@ -436,6 +441,7 @@ pub fn guard_entry(range: PageRange) -> VmaEntry {
         fd: -1,
         madv: None,
         fdflags: None,
+        lock_on_fault: None,
     }
 }
 
@@ -558,7 +564,10 @@ mod tests {
         .unwrap();
         assert_eq!(a.entry.flags, 0x2 | 0x20 | 0x100 | 0x2000);
         assert_eq!(a.entry.madv, Some((1 << 10) | (1 << 14)));
-        assert!(!a.can_be_lazy(), "locked memory is eager");
+        assert!(!a.can_be_lazy(), "CRIU fills locked memory at once");
+        assert!(a.can_follow() && a.entry.lock_on_fault.is_none());
+        let on_fault = area(HostPid(7), map("", false, 0, &["lo", "lf"])).unwrap();
+        assert_eq!(on_fault.entry.lock_on_fault, Some(true));
         let a = area(HostPid(7), map("/dev/zero (deleted)", true, 99, &[])).unwrap();
         assert_eq!((a.kind, a.entry.shmid), (Kind::SharedAnon(99), 99));
     }

@@ -25,6 +25,15 @@ pub enum Kind {
     SharedFile(u32),
 }
 
+/// How memory is locked: mlock2(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// All of it is there.
+    Whole,
+    /// What is there stays (`MLOCK_ONFAULT`).
+    OnFault,
+}
+
 /// One area to map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Area {
@@ -38,8 +47,8 @@ pub struct Area {
     pub flags: u32,
     /// Offset in the file or shared memory, bytes.
     pub offset: u64,
-    /// `MAP_LOCKED` was seen.
-    pub locked: bool,
+    /// Whether and how it is locked.
+    pub lock: Option<Lock>,
     /// The file must be open for writing, whatever its own record says.
     pub writes_file: bool,
     /// Bit n: madvise(2) advice n is in force.
@@ -49,7 +58,13 @@ pub struct Area {
 impl Area {
     /// Whether userfaultfd can guard it, and the kernel lets it be filled later.
     pub fn can_be_lazy(&self) -> bool {
-        matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_)) && !self.locked
+        matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_))
+    }
+
+    /// Whether it has to be locked again as a whole when it has been filled later:
+    /// until then its pages are locked as they come.
+    pub fn is_locked_later(&self) -> bool {
+        self.can_be_lazy() && self.lock == Some(Lock::Whole)
     }
 
     /// Mapped writable first, see the head of this file.
@@ -294,7 +309,11 @@ fn area(pid: NsPid, v: &VmaEntry, range: PageRange) -> Result<Area> {
         prot: v.prot,
         flags: v.flags & PASSED_FLAGS,
         offset: v.pgoff,
-        locked: v.flags & MAP_LOCKED != 0,
+        lock: (v.flags & MAP_LOCKED != 0).then_some(if v.lock_on_fault == Some(true) {
+            Lock::OnFault
+        } else {
+            Lock::Whole
+        }),
         writes_file: map_type == MAP_SHARED
             && (v.prot & PROT_WRITE != 0 || v.fdflags.is_some_and(|f| f & ACCESS == READ_WRITE)),
         advice,
@@ -335,8 +354,8 @@ pub fn map(batch: &mut Batch, area: &Area, fd: Option<Arg>, has_pages: bool) {
 }
 
 /// Adds the calls that give areas their properties after they were filled:
-/// protection, advice, locks.
-pub fn finish(batch: &mut Batch, area: &Area, has_pages: bool) {
+/// protection, advice, locks. `follows`: more pages come later.
+pub fn finish(batch: &mut Batch, area: &Area, has_pages: bool, follows: bool) {
     let (start, len) = (area.range.start(), area.range.len());
     if area.starts_writable(has_pages) {
         batch.call(
@@ -352,8 +371,15 @@ pub fn finish(batch: &mut Batch, area: &Area, has_pages: bool) {
             &[start.into(), len.into(), advice.into()],
         );
     }
-    if area.locked {
-        batch.call("mlock", libc::SYS_mlock, &[start.into(), len.into()]);
+    if area.lock.is_some() {
+        let on_fault = u64::from(libc::MLOCK_ONFAULT);
+        let args = [start.into(), len.into(), on_fault.into()];
+        batch.call("mlock2", libc::SYS_mlock2, &args);
+    }
+    if area.lock == Some(Lock::Whole) && !(follows && area.can_be_lazy()) {
+        // It also reads what is not there, and fails where nobody may read; it is
+        // locked by then.
+        batch.try_call("mlock", libc::SYS_mlock, &[start.into(), len.into()]);
     }
 }
 

@@ -1,31 +1,77 @@
-//! Guard pages in a process that runs: only the process itself can make them.
+//! What only a process itself can do to its memory, while it runs: it is stopped for a
+//! moment and makes the calls.
 
 use std::time::Duration;
 
 use super::freeze::borrow;
 use crate::base::{HostPid, PageRange, Result};
+use crate::memory::RangeSet;
 use crate::objects::mm::rebuild::MADV_GUARD_INSTALL;
 use crate::sys::{procfs, steer};
 
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// How often a process is tried that does not stop, where nothing depends on it.
+const TRIES: usize = 20;
 
 /// Makes `ranges` guard pages in the running process `pid`; what is in the pages is
 /// lost. `false` when no thread of it stops: all wait in the kernel for somebody.
 ///
 /// # Errors
 /// ESRCH if the process is gone; the errno of the first call that fails.
-pub fn make(pid: HostPid, ranges: &[PageRange]) -> Result<bool> {
+pub fn make_guards(pid: HostPid, ranges: &[PageRange]) -> Result<bool> {
+    let advice = u64::from(MADV_GUARD_INSTALL.cast_unsigned());
+    each(pid, ranges, |range, call| {
+        let ret = call(libc::SYS_madvise, &[range.start(), range.len(), advice])?;
+        let what = format!("madvise {range} of task {pid} as guard pages");
+        steer::done(what, ret)
+    })
+}
+
+/// Locks what the memory of a restored tree has to lock when all of it is there:
+/// see [`crate::memory::handler::Outcome`]. What cannot be had is only said: its
+/// pages are locked, and those that it gets anew will be when they are touched.
+pub fn lock(all: &[(HostPid, Vec<PageRange>)]) {
+    for (pid, ranges) in all {
+        let mut tried = (0..TRIES).map(|_| lock_in(*pid, ranges));
+        match tried.find(|r| !matches!(r, Ok(false))) {
+            Some(Ok(_)) => {}
+            Some(Err(e)) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Some(Err(e)) => tracing::warn!("lock memory as it was: {e}"),
+            None => tracing::warn!("lock memory of task {pid} as it was: it does not stop"),
+        }
+    }
+}
+
+fn lock_in(pid: HostPid, ranges: &[PageRange]) -> Result<bool> {
+    let all: RangeSet = ranges.iter().copied().collect();
+    let maps = procfs::smaps(pid)?;
+    // What it has unlocked meanwhile stays so.
+    let locked = maps.iter().filter(|m| m.has("lo"));
+    let still: Vec<_> = locked.flat_map(|m| all.within(m.range)).collect();
+    if still.is_empty() {
+        return Ok(true);
+    }
+    each(pid, &still, |range, call| {
+        match call(libc::SYS_mlock, &[range.start(), range.len()])? {
+            // It is locked by then; nobody may read what it has tried to read.
+            ret if ret == -i64::from(libc::ENOMEM) => Ok(()),
+            ret => steer::done(format!("mlock {range} of task {pid}"), ret),
+        }
+    })
+}
+
+/// Lets a thread of the process make the calls of `act` for each range, in one stop.
+fn each(
+    pid: HostPid,
+    ranges: &[PageRange],
+    act: impl Fn(&PageRange, &mut dyn FnMut(i64, &[u64]) -> Result<i64>) -> Result<()> + Sync,
+) -> Result<bool> {
     let vdso = procfs::vdso(pid, &procfs::maps(pid)?)?;
     let insn = steer::find_syscall(pid, vdso)?;
     let done = borrow(pid, PATIENCE, |task| {
-        ranges.iter().try_for_each(|range| {
-            let advice = u64::from(MADV_GUARD_INSTALL.cast_unsigned());
-            let args = [range.start(), range.len(), advice];
-            let ret = steer::once(task, insn, libc::SYS_madvise, &args)?;
-            let what = format!("madvise {range} of task {pid} as guard pages");
-            steer::done(what, ret)
-        })
+        let mut call = |nr, args: &[u64]| steer::once(task, insn, nr, args);
+        ranges.iter().try_for_each(|range| act(range, &mut call))
     })?;
     Ok(done.is_some())
 }
@@ -74,7 +120,7 @@ mod tests {
             anchor: None,
         })
         .unwrap();
-        filler.make_guards_by(Box::new(make));
+        filler.make_guards_by(Box::new(make_guards));
         let handler = Handler::start(filler, Arc::new(Silent), Box::new(|_| OnLoss::Kill));
         (handler.unwrap(), range)
     }
@@ -151,7 +197,7 @@ mod tests {
         let at = child.mmap(8 * 4096);
         child.fill(at, 8 * 4096, 7);
         let range = PageRange::with_pages(at + 4096, 2).unwrap();
-        assert!(make(child.pid(), &[range]).unwrap());
+        assert!(make_guards(child.pid(), &[range]).unwrap());
         let area = PageRange::with_pages(at, 8).unwrap();
         let guards = Space::open(SpaceId(1), child.pid()).unwrap().guards(area);
         assert_eq!(guards.unwrap(), [range]);
@@ -181,7 +227,7 @@ mod tests {
         let cs = range.start().to_le_bytes();
         vm::write(child.pid(), VAddr(area + 8), &cs).unwrap();
         let spare = PageRange::with_pages(child_free(&child), 1).unwrap();
-        let e = make(child.pid(), &[spare]).unwrap_err();
+        let e = make_guards(child.pid(), &[spare]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::EIO), "{e}");
     }
 
@@ -190,7 +236,7 @@ mod tests {
         let child = Child::fork();
         let at = child.mmap(4096);
         child.call(libc::SYS_munmap, [at, 4096, 0, 0, 0]);
-        let e = make(child.pid(), &[PageRange::with_pages(at, 1).unwrap()]).unwrap_err();
+        let e = make_guards(child.pid(), &[PageRange::with_pages(at, 1).unwrap()]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ENOMEM));
     }
 }
