@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Filler, Guarded, PendingFault};
 use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
@@ -73,33 +73,30 @@ impl Filler {
 
     /// See [`crate::memory::PageSink::guards`].
     pub(super) fn guard_late(&self, id: SpaceId, ranges: &[PageRange]) -> Result<()> {
-        let mut told = self
-            .late
-            .told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut fresh: RangeSet = ranges.iter().copied().collect();
-        fresh.subtract(told.entry(id).or_default());
-        for range in fresh.iter() {
-            told.entry(id).or_default().insert(range);
-        }
-        // Nobody who is told on another lane waits for this one.
-        drop(told);
+        let fresh = {
+            let mut told = self.told();
+            let told = told.entry(id).or_default();
+            let mut fresh: RangeSet = ranges.iter().copied().collect();
+            fresh.subtract(told);
+            // Whoever is told the same on another lane does not wait for this one.
+            for range in fresh.iter() {
+                told.insert(range);
+            }
+            fresh
+        };
         let fresh: Vec<_> = fresh.iter().collect();
-        if fresh.is_empty() {
-            return Ok(());
-        }
         self.guard_now(id, &fresh).inspect_err(|_| {
-            let mut told = self
-                .late
-                .told
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut told = self.told();
             let told = told.entry(id).or_default();
             for range in &fresh {
                 told.remove(*range);
             }
         })
+    }
+
+    fn told(&self) -> MutexGuard<'_, BTreeMap<SpaceId, RangeSet>> {
+        let told = self.late.told.lock();
+        told.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn guard_now(&self, id: SpaceId, ranges: &[PageRange]) -> Result<()> {
@@ -184,8 +181,9 @@ impl Filler {
     /// Reads what was raised before a guard page was made: a child that has not got
     /// it is known then.
     fn settle_forks(&self, space: &Guarded, ranges: &[PageRange]) -> Result<()> {
-        let page = ranges.first().and_then(|r| r.first_page());
-        let page = page.ok_or_else(|| Error::bug("make guard pages", "of no range"))?;
+        let Some(page) = ranges.first().and_then(|r| r.first_page()) else {
+            return Ok(());
+        };
         loop {
             // Alone: what somebody else has read is applied as well.
             let gate = space.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +220,7 @@ impl Filler {
             }
         }
         let all: Vec<_> = places.iter().map(|p| p.range).collect();
-        if !maker(pid, &all)? {
+        if !all.is_empty() && !maker(pid, &all)? {
             return Ok(false);
         }
         for place in places {
