@@ -287,6 +287,20 @@ impl Move {
         }
     }
 
+    /// The last words of everybody, for a test that has failed.
+    fn tell(&self) {
+        let logs = ["migrate.log", "receive.log", "said"].map(|name| self.scratch.join(name));
+        let words = ["status", "log"].map(|name| self.data_there().join(name));
+        let id = &self.container.id;
+        let criu = self.scratch.join("in").join(id).join("images/restore.log");
+        for path in logs.iter().chain(&words).chain([&criu]) {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(12)..];
+            eprintln!("--- {}\n{}", path.display(), last.join("\n"));
+        }
+    }
+
     pub fn report(&self) -> Value {
         let text = fs::read_to_string(self.scratch.join("report.json")).unwrap();
         serde_json::from_str(&text).unwrap()
@@ -433,6 +447,9 @@ pub fn kill_child(pid: u32, word: &str) {
 
 impl Drop for Move {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         // A copy there, and one that is held here, must not outlive the test.
         let bound = self.there.root.join(&self.container.id).join("criu-root");
         let _ = nix::mount::umount2(&bound, nix::mount::MntFlags::MNT_DETACH);
