@@ -133,18 +133,25 @@ fn locked_memory_follows_and_is_locked_as_it_was() {
 #[test]
 fn guard_pages_that_are_made_in_the_moment_of_the_freeze_move_too() {
     needs!(root, runc, gcc);
+    // On a busy machine none may be made in just that moment: then it is not tried yet.
+    let told = (0..5).any(|_| guard_pages_move());
+    assert!(told, "none was made just before a freeze");
+}
+
+/// Whether some were told late.
+fn guard_pages_move() -> bool {
     let m = Move::of("mig-guards", &sample("guards"), &["/bin/guards"], |_| ());
     // It meets the newest guard pages first.
     let receiver = disturbed_before_its_memory_is_there(&m);
     says(&m, "turn 1");
     m.signal_there("USR1");
     says(&m, "turn 2");
-    let told = "guard pages that were made just before the freeze";
-    assert!(receiver.text.contains(told), "none was: {}", receiver.text);
     assert!(!receiver.text.contains("SIGBUS"), "{}", receiver.text);
     // Of a terabyte that is not there nothing is said to be there.
     let pages = m.report()["pages"].as_u64().unwrap();
     assert!((4096..20_000).contains(&pages), "{pages} pages");
+    let told = "guard pages that were made just before the freeze";
+    receiver.text.contains(told)
 }
 
 /// Areas that come in the last moment are told by what they join with, or read anew:

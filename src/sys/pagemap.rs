@@ -190,7 +190,10 @@ impl Pagemap {
         if filter.all & !known != 0 {
             return Ok(()); // what this kernel does not know, no page is
         }
-        let mut vec = vec![AbiRegion::default(); if most == 1 { 1 } else { BATCH }];
+        // No more than there can be: most questions are about few pages.
+        let most_regions = if most == 1 { 1 } else { range.pages() };
+        let room = usize::try_from(most_regions).map_or(BATCH, |n| n.clamp(1, BATCH));
+        let mut vec = vec![AbiRegion::default(); room];
         let mut arg = AbiScan {
             size: size_of::<AbiScan>() as u64,
             flags: 0,

@@ -76,17 +76,38 @@ impl Scan {
     }
 }
 
+/// Bytes between two places that are looked at together: a walk over page tables of
+/// so many takes less time than another call.
+const NEAR: u64 = 1 << 20;
+
 /// The guard pages of an area that were there before the freeze and still are, and
-/// all of what nobody has looked at.
+/// all of what nobody has looked at; others that lie between may be told as well.
 fn guards_now(space: &Space, area: PageRange, before: &Before) -> Result<Vec<PageRange>> {
     let (were, unseen) = before.guards(area);
     let mut now = RangeSet::new();
-    for part in were.into_iter().chain(unseen) {
+    for part in together(were.into_iter().chain(unseen).collect()) {
         for guard in space.guards(part)? {
             now.insert(guard);
         }
     }
     Ok(now.iter().collect())
+}
+
+/// What covers all of `parts`, with nothing between them that is longer than [`NEAR`].
+fn together(mut parts: Vec<PageRange>) -> Vec<PageRange> {
+    parts.sort_unstable_by_key(|p| p.start());
+    let mut all: Vec<PageRange> = Vec::new();
+    for part in parts {
+        let joined = all
+            .last()
+            .filter(|last| part.start() <= last.end().saturating_add(NEAR))
+            .and_then(|last| PageRange::new(last.start(), last.end().max(part.end())));
+        match (joined, all.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => all.push(part),
+        }
+    }
+    all
 }
 
 fn may_exist(space: &Space, area: &Area) -> Result<Option<PageRange>> {
@@ -150,5 +171,30 @@ impl Late {
             left.subtract(told);
         }
         left.iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_that_are_near_are_looked_at_together_and_others_are_not() {
+        let pages = |at: u64, n| PageRange::with_pages(at << 12, n).unwrap();
+        let near = NEAR >> 12;
+        let parts = vec![
+            pages(900_000, 1),
+            pages(10, 1),
+            pages(12 + near, 4),
+            pages(11, 1),
+            pages(17 + 2 * near, 1),
+        ];
+        let all = [
+            pages(10, 6 + near),
+            pages(17 + 2 * near, 1),
+            pages(900_000, 1),
+        ];
+        assert_eq!(together(parts), all);
+        assert_eq!(together(Vec::new()), []);
     }
 }
