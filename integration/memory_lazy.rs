@@ -114,7 +114,14 @@ impl PageReader for Gated {
 }
 
 fn serve(server: &Server, pages: Arc<Gated>) -> Result<Served> {
-    let served = serve_one(server, pages, None, Some(PATIENCE), PATIENCE)?;
+    let served = serve_one(
+        server,
+        pages,
+        None,
+        Some(PATIENCE),
+        PATIENCE,
+        dunlin::engine::running::help,
+    )?;
     Ok(served.expect("the restorer came"))
 }
 

@@ -26,8 +26,8 @@ mod collect;
 #[cfg(test)]
 mod tests;
 
-pub(super) use catch::borrow;
 use catch::catch;
+pub(super) use catch::{borrow, passes};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,11 +1,12 @@
 //! What only a process itself can do to its memory, while it runs: it is stopped for a
 //! moment and makes the calls.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::freeze::borrow;
-use crate::base::{HostPid, PageRange, Result};
-use crate::memory::RangeSet;
+use super::freeze::{self, borrow};
+use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
+use crate::memory::{Filler, RangeSet};
 use crate::objects::mm::rebuild::MADV_GUARD_INSTALL;
 use crate::sys::{procfs, steer};
 
@@ -13,6 +14,17 @@ use crate::sys::{procfs, steer};
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How often a process is tried that does not stop, where nothing depends on it.
 const TRIES: usize = 20;
+
+/// Two at once would meet on one thread, which only one can trace.
+static ONE_TRACER: Mutex<()> = Mutex::new(());
+/// How long a thread may take to leave a call in which nothing but time is missing.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// Does for a filler what only a tracer can.
+pub fn help(filler: &Filler) {
+    filler.make_guards_by(Box::new(make_guards));
+    filler.past_calls_by(Box::new(past_calls));
+}
 
 /// Makes `ranges` guard pages in the running process `pid`; what is in the pages is
 /// lost. `false` when no thread of it stops: all wait in the kernel for somebody.
@@ -69,6 +81,7 @@ fn each(
 ) -> Result<bool> {
     let vdso = procfs::vdso(pid, &procfs::maps(pid)?)?;
     let insn = steer::find_syscall(pid, vdso)?;
+    let _one = ONE_TRACER.lock().unwrap_or_else(PoisonError::into_inner);
     let done = borrow(pid, PATIENCE, |task| {
         let mut call = |nr, args: &[u64]| steer::once(task, insn, nr, args);
         ranges.iter().try_for_each(|range| act(range, &mut call))
@@ -76,19 +89,67 @@ fn each(
     Ok(done.is_some())
 }
 
+/// Waits until no thread of these processes, and of those below them, is in a call
+/// that throws memory away, but for those that wait until somebody reads of it.
+/// `false`: one did not leave in two seconds. See [`crate::memory::PastCalls`].
+///
+/// # Errors
+/// A thread that cannot be traced, since somebody else does.
+pub fn past_calls(pids: &[HostPid]) -> Result<bool> {
+    let until = Instant::now() + LEAVE;
+    let mut threads = Vec::new();
+    for pid in pids.iter().flat_map(|pid| procfs::tree(*pid)) {
+        // One that is gone is past everything.
+        threads.extend(procfs::threads(pid).unwrap_or_default());
+    }
+    threads.retain(|tid| may_be_at_it(*tid));
+    if threads.is_empty() {
+        return Ok(true);
+    }
+    let _one = ONE_TRACER.lock().unwrap_or_else(PoisonError::into_inner);
+    // A thread of its own: what has not stopped is let go when that ends.
+    std::thread::scope(|scope| {
+        let leave = || {
+            let mut all = threads
+                .iter()
+                .map(|tid| freeze::passes(*tid, until, may_be_at_it));
+            all.try_fold(true, |past, one| Ok(past && one?))
+        };
+        std::thread::Builder::new()
+            .spawn_scoped(scope, leave)
+            .context(|| "start a thread".to_owned())?
+            .join()
+            .unwrap_or_else(|_| Err(Error::bug("wait for calls", "it panicked")))
+    })
+}
+
+/// Whether a thread runs, or waits in a call that throws memory away for something
+/// else than for us.
+fn may_be_at_it(tid: HostPid) -> bool {
+    let read = |name: &str| procfs::file(tid, name).unwrap_or_default();
+    let call = read("syscall");
+    let call = call.split(|b| *b == b' ').next().unwrap_or_default();
+    let madvise = [libc::SYS_madvise, libc::SYS_process_madvise].map(|nr| nr.to_string());
+    call == b"running\n"
+        || madvise.iter().any(|nr| nr.as_bytes() == call)
+            && !read("wchan").starts_with(b"userfaultfd")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use crate::base::VAddr;
     use crate::memory::held::Space;
-    use crate::memory::testing::lazy;
+    use crate::memory::testing::{guarded, lazy};
     use crate::memory::{
-        Filler, Handler, Job, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
+        Area, Filler, Handler, Job, Object, OnLoss, PageSink, PageSource, SpaceId, Want,
     };
     use crate::sys::ptrace::{self, Options, Waited};
-    use crate::sys::testing::Child;
+    use crate::sys::testing::{Child, alone};
     use crate::sys::vm;
 
     const PAGE: u64 = 4096;
@@ -238,5 +299,116 @@ mod tests {
         child.call(libc::SYS_munmap, [at, 4096, 0, 0, 0]);
         let e = make_guards(child.pid(), &[PageRange::with_pages(at, 1).unwrap()]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ENOMEM));
+    }
+
+    /// Shares memory with us, and comes to run late: whoever else wants its
+    /// processor goes first.
+    fn starved() -> (Child, u64, std::fs::File) {
+        let child = Child::fork();
+        let at = child.mmap_with(0, 8 * PAGE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
+        let name = format!("/proc/{}/map_files/{at:x}-{:x}", child.pid(), at + 8 * PAGE);
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(name)
+            .unwrap();
+        let words = child.mmap(PAGE);
+        child.fill(words, 1, 1);
+        let first_processor = [0, 8, words, 0, 0];
+        assert_eq!(child.call(libc::SYS_sched_setaffinity, first_processor), 0);
+        let idle = [0, libc::SCHED_IDLE.unsigned_abs().into(), words + 8, 0, 0];
+        assert_eq!(child.call(libc::SYS_sched_setscheduler, idle), 0);
+        (child, at, file)
+    }
+
+    /// Says so when it goes, also by a panic.
+    struct Stops<'a>(&'a AtomicBool);
+
+    impl Drop for Stops<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_a_thread_throws_away_is_gone_when_it_is_past_its_call() {
+        use std::os::unix::fs::FileExt;
+        alone!();
+        let (child, at, file) = starved();
+        let range = PageRange::with_pages(at, 8).unwrap();
+        let object = Object::Shared(4);
+        let area = Area {
+            range,
+            object,
+            at: 0,
+            wipe_on_fork: false,
+        };
+        let space = guarded(&child, SpaceId(1), vec![area], vec![]);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut one = nix::sched::CpuSet::new();
+                one.set(0).unwrap();
+                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            let _stops = Stops(&stop);
+            for round in 0..20 {
+                let offset = round % 8 * PAGE;
+                file.write_all_at(&[1; 4096], offset).unwrap();
+                let page = [
+                    at + offset,
+                    PAGE,
+                    u64::from(libc::MADV_REMOVE.unsigned_abs()),
+                    0,
+                    0,
+                ];
+                child.start_call(libc::SYS_madvise, page);
+                let mut events = Vec::new();
+                while space.uffd.read_events(&mut events, 1).unwrap() == 0 {
+                    assert!(crate::sys::poll::readable(space.uffd.as_fd(), None).unwrap());
+                }
+                assert!(past_calls(&[child.pid()]).unwrap());
+                assert_eq!(
+                    crate::sys::seek::data(&file, 0).unwrap(),
+                    None,
+                    "round {round}"
+                );
+                assert_eq!(child.finish(), 0);
+            }
+        });
+    }
+
+    #[test]
+    fn who_waits_until_its_event_is_read_is_not_waited_for() {
+        let child = Child::fork();
+        let (space, range) = lazy(&child, SpaceId(1), 8);
+        let page = [
+            range.start(),
+            PAGE,
+            u64::from(libc::MADV_DONTNEED.unsigned_abs()),
+            0,
+            0,
+        ];
+        child.start_call(libc::SYS_madvise, page);
+        assert!(crate::sys::poll::readable(space.uffd.as_fd(), None).unwrap());
+        assert!(past_calls(&[child.pid()]).unwrap());
+        let mut events = Vec::new();
+        assert_eq!(space.uffd.read_events(&mut events, 1).unwrap(), 1);
+        assert_eq!(child.finish(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_only_runs_is_past_every_call() {
+        let child = Child::fork();
+        let at = child.mmap(1 << 30);
+        // Reads for a second.
+        child.start_sum(at, 1 << 28);
+        for _ in 0..10 {
+            assert!(past_calls(&[child.pid()]).unwrap());
+        }
+        assert_eq!(child.finish(), 0);
     }
 }

@@ -13,9 +13,10 @@
 //! source is asked.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -35,8 +36,8 @@ use crate::sys::uffd::{Filled, Stop, Uffd, mode};
 pub(super) use faults::Noted;
 use late::Late;
 pub use late::MakeGuards;
-pub use objects::LazyShared;
 use objects::SharedObject;
+pub use objects::{LazyShared, PastCalls};
 
 /// An address space that was built empty and waits for its pages.
 #[derive(Debug)]
@@ -98,6 +99,16 @@ pub(super) struct PendingFault {
     pub(super) read_at: Instant,
 }
 
+/// Who tells when memory has been thrown away.
+#[derive(Default)]
+struct Past(OnceLock<PastCalls>);
+
+impl fmt::Debug for Past {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Past").finish_non_exhaustive()
+    }
+}
+
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Filler {
@@ -113,6 +124,7 @@ pub struct Filler {
     pub(super) lost: Mutex<Option<Error>>,
     pidfds: Vec<(HostPid, OwnedFd)>,
     locked: Vec<(HostPid, Vec<PageRange>)>,
+    past_calls: Past,
     anchor: Option<Anchor>,
     late: Late,
     /// What was done so far.
@@ -168,6 +180,7 @@ impl Filler {
             lost: Mutex::default(),
             pidfds: Vec::new(),
             locked: Vec::new(),
+            past_calls: Past::default(),
             anchor: job.anchor,
             late: Late::default(),
             stats: Stats::default(),

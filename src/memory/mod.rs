@@ -35,7 +35,7 @@ pub mod serve;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use filler::{Filler, Job, LazyShared, LazySpace, guard};
+pub use filler::{Filler, Job, LazyShared, LazySpace, PastCalls, guard};
 pub use handler::{Direct, Handler, OnLoss};
 pub use ids::{Object, Origin, SpaceId};
 pub use ranges::RangeSet;

@@ -18,7 +18,8 @@ const THREADS: usize = 2;
 /// Waits for a restorer (as long as `patience`, for ever if `None`), lets its tree
 /// go on, serves its faults and fills the rest; returns when every page is there.
 /// `None` when no restorer came. `status` is where the guardian says that it had
-/// to stop the container. `timeout` holds for each wait for the restorer.
+/// to stop the container. `timeout` holds for each wait for the restorer. `help` says
+/// who does what only a tracer can ([`Filler::past_calls_by`]).
 ///
 /// Call it before this process holds any userfaultfd.
 ///
@@ -31,6 +32,7 @@ pub fn serve_one(
     status: Option<&Path>,
     patience: Option<Duration>,
     timeout: Duration,
+    help: impl FnOnce(&Filler),
 ) -> Result<Option<Outcome>> {
     let mut guardian = Guardian::start(status)?;
     let Some(session) = server.accept(patience, timeout)? else {
@@ -38,6 +40,7 @@ pub fn serve_one(
     };
     let (job, ready) = session.receive()?;
     let filler = Filler::new(job)?;
+    help(&filler);
     guardian.watch(&filler)?;
     let source = Arc::new(Direct(Arc::clone(&reader)));
     let handler = Handler::start(filler, source, Box::new(|_| OnLoss::Kill))?;
@@ -105,11 +108,18 @@ mod tests {
                 let at = restore(&child, dir.path());
                 assert_eq!(child.sum(at, PAGES * PAGE_SIZE), 3 * PAGES * PAGE_SIZE);
             });
-            serve_one(&server, Arc::new(Threes(u64::MAX)), None, Some(LONG), LONG)
+            serve_one(
+                &server,
+                Arc::new(Threes(u64::MAX)),
+                None,
+                Some(LONG),
+                LONG,
+                |_| (),
+            )
         });
         assert_eq!(outcome.unwrap().unwrap().count.present, PAGES);
         let reader: Arc<dyn PageReader> = Arc::new(Threes(0));
-        let none = serve_one(&server, reader, None, Some(Duration::ZERO), LONG).unwrap();
+        let none = serve_one(&server, reader, None, Some(Duration::ZERO), LONG, |_| ()).unwrap();
         assert!(none.is_none());
     }
 
@@ -120,7 +130,7 @@ mod tests {
         let child = Child::fork();
         let outcome = std::thread::scope(|s| {
             s.spawn(|| restore(&child, dir.path()));
-            serve_one(&server, Arc::new(Threes(0)), None, Some(LONG), LONG)
+            serve_one(&server, Arc::new(Threes(0)), None, Some(LONG), LONG, |_| ())
         })
         .unwrap()
         .unwrap();

@@ -209,6 +209,39 @@ fn borrow_thread<T>(
     done
 }
 
+/// Waits until a thread has come to where it could be stopped, or `is_in` no longer
+/// says that it is where it was. `false`: neither, until then.
+///
+/// # Errors
+/// Somebody else traces it.
+pub(in crate::engine) fn passes(
+    tid: HostPid,
+    until: Instant,
+    is_in: impl Fn(HostPid) -> bool,
+) -> Result<bool> {
+    let Some(mut seized) = interrupt(tid)? else {
+        return Ok(true);
+    };
+    loop {
+        match seized.poll()? {
+            // A process that was stopped stays so.
+            Ok(Waited::Stopped(s, Stop::Event { .. })) => return s.detach(0).map(|()| true),
+            Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
+            Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
+            Ok(Waited::Gone(_)) => return Ok(true),
+            Err(s) => seized = s,
+        }
+        if !is_in(tid) {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        // the kernel has no descriptor to wait on for a ptrace stop
+        std::thread::sleep(Duration::from_micros(20));
+    }
+}
+
 /// Waits for the stop; signals that come first are delivered. `None`: it died.
 fn wait_stopped(seized: Seized) -> Result<Option<(Stopped, Stop)>> {
     let tid = seized.tid();

@@ -275,7 +275,7 @@ pub(crate) fn run(job: &mut Job<'_>) -> Result<()> {
             ready(job)?;
             let reader: Arc<dyn PageReader> = Arc::new(images);
             let status = job.work.path().join(STATUS);
-            let outcome = serve_one(&server, reader, Some(&status), None, MESSAGE)?;
+            let outcome = serve_one(&server, reader, Some(&status), None, MESSAGE, running::help)?;
             outcome.map_or(Ok(()), all_came)
         }
         Some((to, session)) => from_page_server(job, &server, to, &session),
@@ -345,6 +345,7 @@ fn take_over(
         .ok_or_else(|| Error::bug("lazy-pages", "stopped waiting for a restorer"))?;
     let (restored, restorer) = restorer.receive()?;
     let filler = Filler::new(restored)?;
+    running::help(&filler);
     guardian.watch(&filler)?;
     let handler = Handler::start(
         Arc::clone(&filler),

@@ -314,7 +314,7 @@ impl Host for RuncHost {
             self.tasks.push((space.pid, started));
         }
         let filler = Filler::new(job)?;
-        filler.make_guards_by(Box::new(running::make_guards));
+        running::help(&filler);
         if let Some(g) = &mut self.guardian {
             g.watch(&filler)?;
             g.say_in(&l.loss())?;

@@ -9,9 +9,10 @@
 //! punched leaves its trace in the object's time of modification, which neither a
 //! mapping nor UFFDIO_COPY changes. So that time is set to a mark of ours, events
 //! of all address spaces are read one by one and while no page of an object is
-//! being placed (*turn*), and after each that may be a hole the mark is watched
-//! for a moment. Whoever is slower than that is remembered, and looked at again
-//! before a page is placed there.
+//! being placed (*turn*), and after each that may be a hole somebody else waits until
+//! no thread is in such a call any more ([`PastCalls`]); then the mark tells. Where
+//! nobody can say so, the mark is watched for a moment; whoever is slower than that is
+//! remembered, and looked at again before a page is placed there.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -23,14 +24,19 @@ use nix::sys::stat::futimens;
 use nix::sys::time::{TimeSpec, TimeValLike};
 
 use super::{Content, Filler};
-use crate::base::{Error, PageRange, Result, ResultExt};
+use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
 use crate::memory::{Object, SpaceId};
 use crate::sys::seek;
+
+/// Waits until all threads of these processes, and of those below them, are past the
+/// call that throws memory away in which they may be, but for those that wait until
+/// their event is read. `false`: it cannot tell.
+pub type PastCalls = Box<dyn Fn(&[HostPid]) -> Result<bool> + Send + Sync>;
 
 /// Seconds of the time that says that nothing was punched.
 const MARK: i64 = 1;
 /// How long a task that throws pages away may take from its event to its deed,
-/// before others go on.
+/// before others go on, where nobody can tell when it is done.
 const DEED: Duration = Duration::from_millis(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_micros(50);
@@ -125,10 +131,32 @@ impl Filler {
         // An earlier suspect has had its time: it only forgot its page table.
         object.suspect = pages;
         object.restless = true;
-        if !object.suspect.is_empty() && object.punched_soon()? {
+        if self.deeds_are_done() {
+            self.settle_suspect(id, &mut object)?;
+            object.suspect.clear();
+            object.restless = false;
+        } else if !object.suspect.is_empty() && object.punched_soon()? {
             self.holes(id, &mut object);
         }
         Ok(())
+    }
+
+    fn deeds_are_done(&self) -> bool {
+        let Some(past) = self.past_calls.0.get() else {
+            return false;
+        };
+        let all: Vec<_> = self.pidfds.iter().map(|(pid, _)| *pid).collect();
+        past(&all).unwrap_or_else(|e| {
+            tracing::debug!("whether memory has been thrown away: {e}");
+            false
+        })
+    }
+
+    /// Says who knows whether a task still throws memory away; before anything is
+    /// served.
+    pub fn past_calls_by(&self, past: PastCalls) {
+        // The first one stays.
+        let _ = self.past_calls.0.set(past);
     }
 
     /// As [`Self::thrown_away`], when it is not known of which object.
