@@ -129,10 +129,14 @@ fn may_be_at_it(tid: HostPid) -> bool {
     let read = |name: &str| procfs::file(tid, name).unwrap_or_default();
     let call = read("syscall");
     let call = call.split(|b| *b == b' ').next().unwrap_or_default();
-    let madvise = [libc::SYS_madvise, libc::SYS_process_madvise].map(|nr| nr.to_string());
+    let is = |nr: i64| nr.to_string().as_bytes() == call;
+    if is(libc::SYS_madvise) || is(libc::SYS_process_madvise) {
+        // For its event to be read, or for a page.
+        let ours = [&b"userfaultfd"[..], b"handle_userfault"];
+        let at = read("wchan");
+        return !ours.iter().any(|name| at.starts_with(name));
+    }
     call == b"running\n"
-        || madvise.iter().any(|nr| nr.as_bytes() == call)
-            && !read("wchan").starts_with(b"userfaultfd")
 }
 
 #[cfg(test)]

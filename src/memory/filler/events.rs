@@ -93,12 +93,8 @@ impl Filler {
                 let known = residency.known(space.id, range);
                 let doubtful = residency.remove(space.id, range);
                 drop(residency);
-                if known.iter().map(|r| r.len()).sum::<u64>() < range.len() {
-                    self.something_thrown_away()?;
-                }
-                for (id, pages) in doubtful {
-                    self.thrown_away(id, pages)?;
-                }
+                let all_known = known.iter().map(|r| r.len()).sum::<u64>() == range.len();
+                self.thrown_away(doubtful, all_known)?;
                 space.uffd.wake(range)?;
             }
             Event::Unmap { range } => doubtful.push(range),

@@ -14,6 +14,7 @@
 //! nobody can say so, the mark is watched for a moment; whoever is slower than that is
 //! remembered, and looked at again before a page is placed there.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -121,22 +122,34 @@ impl Filler {
         matches!(object, Object::Shared(_)).then(lock)
     }
 
-    /// A task is about to throw away what it sees of missing pages of an object, or
-    /// the pages themselves. The caller holds [`Self::one_by_one`].
-    pub(super) fn thrown_away(&self, id: u32, pages: Vec<PageRange>) -> Result<()> {
-        let Some(object) = self.objects.get(&id) else {
+    /// A task is about to throw away what it sees of missing `pages` of objects, or the
+    /// pages themselves; of any object, unless `all_known`. The caller holds
+    /// [`Self::one_by_one`].
+    pub(super) fn thrown_away(
+        &self,
+        mut pages: BTreeMap<u32, Vec<PageRange>>,
+        all_known: bool,
+    ) -> Result<()> {
+        if pages.is_empty() && all_known {
             return Ok(());
-        };
-        let mut object = object.lock().unwrap_or_else(PoisonError::into_inner);
-        // An earlier suspect has had its time: it only forgot its page table.
-        object.suspect = pages;
-        object.restless = true;
-        if self.deeds_are_done() {
-            self.settle_suspect(id, &mut object)?;
-            object.suspect.clear();
-            object.restless = false;
-        } else if !object.suspect.is_empty() && object.punched_soon()? {
-            self.holes(id, &mut object);
+        }
+        let done = self.deeds_are_done();
+        for (&id, object) in &self.objects {
+            let of_this = pages.remove(&id);
+            if of_this.is_none() && all_known {
+                continue;
+            }
+            let mut object = object.lock().unwrap_or_else(PoisonError::into_inner);
+            // An earlier suspect has had its time: it only forgot its page table.
+            object.suspect = of_this.unwrap_or_default();
+            object.restless = true;
+            if done {
+                self.settle_suspect(id, &mut object)?;
+                object.suspect.clear();
+                object.restless = false;
+            } else if !object.suspect.is_empty() && object.punched_soon()? {
+                self.holes(id, &mut object);
+            }
         }
         Ok(())
     }
@@ -157,12 +170,6 @@ impl Filler {
     pub fn past_calls_by(&self, past: PastCalls) {
         // The first one stays.
         let _ = self.past_calls.0.set(past);
-    }
-
-    /// As [`Self::thrown_away`], when it is not known of which object.
-    pub(super) fn something_thrown_away(&self) -> Result<()> {
-        let mut ids = self.objects.keys();
-        ids.try_for_each(|id| self.thrown_away(*id, Vec::new()))
     }
 
     /// Looks whether a suspect has punched his hole: before the next event is read,

@@ -95,23 +95,19 @@ fn an_abort_a_death_and_a_long_silence_all_mean_that_nothing_goes_on() {
 fn hostile_messages_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::bind(dir.path()).unwrap();
+    let hello = format!("{{\"hello\":{{\"version\":{VERSION}}}}}");
+    let hello = hello.as_bytes();
     let cases: [(&[&[u8]], &str); 6] = [
         (&[b"{\"hello\":{\"version\":9}}"], "version 9"),
         (&[b"nonsense"], "malformed"),
         (&[b"\"grant\""], "in place of HELLO"),
         (
-            &[
-                b"{\"hello\":{\"version\":3}}",
-                b"{\"space\":{\"id\":1,\"pid\":1}}",
-            ],
+            &[hello, b"{\"space\":{\"id\":1,\"pid\":1}}"],
             "0 descriptors",
         ),
-        (&[b"{\"hello\":{\"version\":3}}", &[b' '; 5000]], "too long"),
+        (&[hello, &[b' '; 5000]], "too long"),
         (
-            &[
-                b"{\"hello\":{\"version\":3}}",
-                b"{\"ready\":{\"root\":1,\"spaces\":4,\"shared\":0}}",
-            ],
+            &[hello, b"{\"ready\":{\"root\":1,\"spaces\":4,\"shared\":0}}"],
             "counts do not fit",
         ),
     ];
