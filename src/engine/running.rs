@@ -126,14 +126,16 @@ pub fn past_calls(pids: &[HostPid]) -> Result<bool> {
 /// Whether a thread runs, or waits in a call that throws memory away for something
 /// else than for us.
 fn may_be_at_it(tid: HostPid) -> bool {
-    let read = |name: &str| procfs::file(tid, name).unwrap_or_default();
-    let call = read("syscall");
+    let call = match procfs::file(tid, "syscall") {
+        Ok(call) => call,
+        Err(e) => return !matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)),
+    };
     let call = call.split(|b| *b == b' ').next().unwrap_or_default();
     let is = |nr: i64| nr.to_string().as_bytes() == call;
     if is(libc::SYS_madvise) || is(libc::SYS_process_madvise) {
         // For its event to be read, or for a page.
         let ours = [&b"userfaultfd"[..], b"handle_userfault"];
-        let at = read("wchan");
+        let at = procfs::file(tid, "wchan").unwrap_or_default();
         return !ours.iter().any(|name| at.starts_with(name));
     }
     call == b"running\n"
