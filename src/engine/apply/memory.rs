@@ -161,18 +161,14 @@ impl Build<'_> {
                         continue;
                     }
                     let Some(pages) = &body.pages else { continue };
-                    let lazy = self.lazy && area.can_be_lazy();
-                    if !has_pages(Some(pages), area) && !lazy {
+                    if !has_pages(Some(pages), area) && !self.lazy {
                         continue;
                     }
                     let uffd = self.guard(&mut guard, pid)?;
                     uffd.register(area.range, mode::MISSING)?;
-                    if !lazy {
+                    if !self.lazy {
                         for run in pages.within(area.range).filter(|r| r.held() != Held::Zero) {
                             fill_uffd(self.pages, uffd, object, run.range)?;
-                        }
-                        if self.lazy {
-                            uffd.unregister(area.range)?;
                         }
                         continue;
                     }
@@ -283,7 +279,8 @@ impl Build<'_> {
     fn complete(&mut self, pid: NsPid, body: &Body, files: &mut Files<'_>) -> Result<()> {
         let service = self.service;
         let exe = files.fd(body.space.entry.exe_file_id)?;
-        let follows = self.left.spaces.iter().any(|s| s.id == space_id(pid));
+        let last = self.left.spaces.last();
+        let follows = last.is_some_and(|s| s.id == space_id(pid));
         let live = self.live(pid)?;
         for areas in body.space.areas.chunks(AREAS) {
             let mut b = Batch::new();

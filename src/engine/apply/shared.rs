@@ -41,7 +41,7 @@ impl Build<'_> {
             let what = || format!("shared memory {number}");
             let file = Arc::new(shmem::anonymous(memory.len)?);
             let id = u32::try_from(number).unwrap_or(u32::MAX);
-            let (now, needed) = if self.lazy && memory.can_be_lazy {
+            let (now, needed) = if self.lazy {
                 divide(memory, touched.get(&number).unwrap_or(&none)).context(what)?
             } else {
                 (runs(memory).collect(), Vec::new())

@@ -30,8 +30,6 @@ const IMAGE_VERSION_COMMON: u32 = 2;
 pub struct SharedMemory {
     /// Bytes, as far as anybody maps it or it has pages: mremap may reach those.
     pub len: u64,
-    /// Every area of it can be guarded, so pages may be filled later.
-    pub can_be_lazy: bool,
     /// Which pages it has; `None` if the image lists none.
     pub pages: Option<Pagemap>,
 }
@@ -242,11 +240,9 @@ fn shared_memory(set: &Set, tasks: &BTreeMap<NsPid, Task>) -> Result<BTreeMap<u6
             }
             let entry = shared.entry(number).or_insert(SharedMemory {
                 len: 0,
-                can_be_lazy: true,
                 pages: None,
             });
             entry.len = entry.len.max(end);
-            entry.can_be_lazy &= a.can_be_lazy();
         }
     }
     for (number, memory) in &mut shared {

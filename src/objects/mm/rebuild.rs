@@ -56,15 +56,11 @@ pub struct Area {
 }
 
 impl Area {
-    /// Whether userfaultfd can guard it, and the kernel lets it be filled later.
-    pub fn can_be_lazy(&self) -> bool {
-        matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_))
-    }
-
     /// Whether it has to be locked again as a whole when it has been filled later:
     /// until then its pages are locked as they come.
     pub fn is_locked_later(&self) -> bool {
-        self.can_be_lazy() && self.lock == Some(Lock::Whole)
+        let can_be_lazy = matches!(self.kind, Kind::PrivateAnon | Kind::SharedAnon(_));
+        can_be_lazy && self.lock == Some(Lock::Whole)
     }
 
     /// Mapped writable first, see the head of this file.
@@ -376,7 +372,7 @@ pub fn finish(batch: &mut Batch, area: &Area, has_pages: bool, follows: bool) {
         let args = [start.into(), len.into(), on_fault.into()];
         batch.call("mlock2", libc::SYS_mlock2, &args);
     }
-    if area.lock == Some(Lock::Whole) && !(follows && area.can_be_lazy()) {
+    if area.lock == Some(Lock::Whole) && !(follows && area.is_locked_later()) {
         // It also reads what is not there, and fails where nobody may read; it is
         // locked by then.
         batch.try_call("mlock", libc::SYS_mlock, &[start.into(), len.into()]);
