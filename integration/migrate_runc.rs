@@ -86,6 +86,13 @@ fn disturbed_before_its_memory_is_there(m: &Move) -> Ended {
     receiver
 }
 
+fn eighty_mib_followed(m: &Move) {
+    let r = m.report();
+    assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
+    assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
+    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
+}
+
 #[test]
 fn shared_memory_follows_a_container_that_has_moved() {
     needs!(root, runc, gcc);
@@ -97,10 +104,7 @@ fn shared_memory_follows_a_container_that_has_moved() {
     says(&m, "turn 2");
     m.signal_there("USR1");
     says(&m, "turn 3");
-    let r = m.report();
-    assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
-    assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
-    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
+    eighty_mib_followed(&m);
 }
 
 /// Until all of it is there, its pages are locked as they come.
@@ -122,10 +126,7 @@ fn locked_memory_follows_and_is_locked_as_it_was() {
     says(&m, "turn 1");
     m.signal_there("USR1");
     says(&m, "turn 2");
-    let r = m.report();
-    assert!(r["pages"].as_u64().unwrap() >= 80 * 256, "{r}");
-    assert!(r["bytes_in_pause"].as_u64().unwrap() < 1 << 20, "{r}");
-    assert!(r["faults"].as_u64().unwrap() > 0, "nothing was lazy: {r}");
+    eighty_mib_followed(&m);
 }
 
 /// Which pages exist is told after the resume. A guard page that nobody knew of before

@@ -292,7 +292,7 @@ impl Move {
         let logs = ["migrate.log", "receive.log", "said"].map(|name| self.scratch.join(name));
         let words = ["status", "log"].map(|name| self.data_there().join(name));
         let id = &self.container.id;
-        let criu = self.scratch.join("in").join(id).join("images/restore.log");
+        let criu = self.scratch.join("in").join(id).join("work/restore.log");
         for path in logs.iter().chain(&words).chain([&criu]) {
             let text = fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();

@@ -27,7 +27,7 @@ mod collect;
 mod tests;
 
 use catch::catch;
-pub(super) use catch::{borrow, passes};
+pub(super) use catch::{borrow, pass};
 
 /// A parent in vfork(2) cannot be stopped until its child execs or exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);

@@ -2,10 +2,10 @@
 //! moment and makes the calls.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::freeze::{self, borrow};
-use crate::base::{Error, HostPid, PageRange, Result, ResultExt};
+use super::freeze::{borrow, pass};
+use crate::base::{HostPid, PageRange, Result};
 use crate::memory::{Filler, RangeSet};
 use crate::objects::mm::rebuild::MADV_GUARD_INSTALL;
 use crate::sys::{procfs, steer};
@@ -96,7 +96,6 @@ fn each(
 /// # Errors
 /// A thread that cannot be traced, since somebody else does.
 pub fn past_calls(pids: &[HostPid]) -> Result<bool> {
-    let until = Instant::now() + LEAVE;
     let mut threads = Vec::new();
     for pid in pids.iter().flat_map(|pid| procfs::tree(*pid)) {
         // One that is gone is past everything.
@@ -107,20 +106,7 @@ pub fn past_calls(pids: &[HostPid]) -> Result<bool> {
         return Ok(true);
     }
     let _one = ONE_TRACER.lock().unwrap_or_else(PoisonError::into_inner);
-    // A thread of its own: what has not stopped is let go when that ends.
-    std::thread::scope(|scope| {
-        let leave = || {
-            let mut all = threads
-                .iter()
-                .map(|tid| freeze::passes(*tid, until, may_be_at_it));
-            all.try_fold(true, |past, one| Ok(past && one?))
-        };
-        std::thread::Builder::new()
-            .spawn_scoped(scope, leave)
-            .context(|| "start a thread".to_owned())?
-            .join()
-            .unwrap_or_else(|_| Err(Error::bug("wait for calls", "it panicked")))
-    })
+    pass(&threads, LEAVE, may_be_at_it)
 }
 
 /// Whether a thread runs, or waits in a call that throws memory away for something

@@ -164,21 +164,13 @@ pub(in crate::engine) fn borrow<T: Send>(
     let mut threads = procfs::threads(pid)?;
     // What waits in the kernel now may not stop at all.
     threads.sort_by_key(|tid| procfs::stat(*tid).is_ok_and(|s| s.state == b'D'));
-    // A thread of its own: what does not stop in time is let go when that ends.
-    let visit = || {
+    by_a_tracer(&format!("steer task {pid}"), || {
         for tid in threads {
             if let Some(done) = borrow_thread(pid, tid, patience, &act)? {
                 return Ok(Some(done));
             }
         }
         Ok(None)
-    };
-    std::thread::scope(|scope| {
-        std::thread::Builder::new()
-            .spawn_scoped(scope, visit)
-            .context(|| "start a thread".to_owned())?
-            .join()
-            .unwrap_or_else(|_| Err(Error::bug(format!("steer task {pid}"), "it panicked")))
     })
 }
 
@@ -191,7 +183,7 @@ fn borrow_thread<T>(
     let Some(seized) = interrupt(tid)? else {
         return Ok(None);
     };
-    let Caught::Stopped(mut stopped, _) = wait_for(seized, patience)? else {
+    let Caught::Stopped(mut stopped, _) = wait_for(seized, patience, || false)? else {
         return Ok(None);
     };
     let done = read_thread(pid, &mut stopped, &mut !0).and_then(|(_, settled, _)| {
@@ -209,43 +201,50 @@ fn borrow_thread<T>(
     done
 }
 
-/// Waits until a thread has come to where it could be stopped, or `is_in` no longer
-/// says that it is where it was. `false`: neither, until then.
+/// Waits until each thread has come to where it could be stopped, or `is_in` no longer
+/// says that it is where it was. `false`: one did neither within `patience`.
 ///
 /// # Errors
-/// Somebody else traces it.
-pub(in crate::engine) fn passes(
-    tid: HostPid,
-    until: Instant,
-    is_in: impl Fn(HostPid) -> bool,
+/// Somebody else traces one.
+pub(in crate::engine) fn pass(
+    threads: &[HostPid],
+    patience: Duration,
+    is_in: impl Fn(HostPid) -> bool + Sync,
 ) -> Result<bool> {
-    let Some(mut seized) = interrupt(tid)? else {
-        return Ok(true);
-    };
-    loop {
-        match seized.poll()? {
-            // A process that was stopped stays so.
-            Ok(Waited::Stopped(s, Stop::Event { .. })) => return s.detach(0).map(|()| true),
-            Ok(Waited::Stopped(s, Stop::Signal(signal))) => seized = s.deliver(signal)?,
-            Ok(Waited::Stopped(s, _)) => seized = s.resume()?,
-            Ok(Waited::Gone(_)) => return Ok(true),
-            Err(s) => seized = s,
-        }
-        if !is_in(tid) {
+    let until = Instant::now() + patience;
+    let passes = |tid: HostPid| {
+        let Some(seized) = interrupt(tid)? else {
             return Ok(true);
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        match wait_for(seized, left, || !is_in(tid))? {
+            // A process that was stopped stays so.
+            Caught::Stopped(s, _) => s.detach(0).map(|()| true),
+            Caught::Died => Ok(true),
+            Caught::Not => Ok(!is_in(tid)),
         }
-        if Instant::now() > until {
-            return Ok(false);
-        }
-        // the kernel has no descriptor to wait on for a ptrace stop
-        std::thread::sleep(Duration::from_micros(20));
-    }
+    };
+    by_a_tracer("wait for calls", || {
+        let mut each = threads.iter().map(|tid| passes(*tid));
+        each.try_fold(true, |past, one| Ok(past && one?))
+    })
+}
+
+/// Traces on a thread of its own: what does not stop in time is let go when that ends.
+fn by_a_tracer<T: Send>(what: &str, trace: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .spawn_scoped(scope, trace)
+            .context(|| "start a thread".to_owned())?
+            .join()
+            .unwrap_or_else(|_| Err(Error::bug(what, "it panicked")))
+    })
 }
 
 /// Waits for the stop; signals that come first are delivered. `None`: it died.
 fn wait_stopped(seized: Seized) -> Result<Option<(Stopped, Stop)>> {
     let tid = seized.tid();
-    match wait_for(seized, STOP_DEADLINE)? {
+    match wait_for(seized, STOP_DEADLINE, || false)? {
         Caught::Stopped(s, stop) => Ok(Some((s, stop))),
         Caught::Died => Ok(None),
         Caught::Not => Err(Error::refused(
@@ -262,7 +261,8 @@ enum Caught {
     Not,
 }
 
-fn wait_for(mut seized: Seized, patience: Duration) -> Result<Caught> {
+/// Waits for a stop, as long as `patience` and until `enough`.
+fn wait_for(mut seized: Seized, patience: Duration, enough: impl Fn() -> bool) -> Result<Caught> {
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_micros(20);
     loop {
@@ -275,7 +275,7 @@ fn wait_for(mut seized: Seized, patience: Duration) -> Result<Caught> {
             Ok(Waited::Gone(_)) => return Ok(Caught::Died),
             Err(s) => {
                 seized = s;
-                if Instant::now() > deadline {
+                if enough() || Instant::now() > deadline {
                     return Ok(Caught::Not);
                 }
                 // the kernel has no descriptor to wait on for a ptrace stop

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Filler, Guarded, PendingFault};
-use crate::base::{Error, HostPid, PAGE_SIZE, PageRange, Result};
+use crate::base::{Error, HostPid, PageRange, Result};
 use crate::memory::{Object, Piece, RangeSet, SpaceId};
 
 /// Makes guard pages in a process that runs, all in one stop. `false`: it could not be
@@ -239,7 +239,7 @@ impl Filler {
         let here = waiting.values().flatten().filter(|f| f.space == space.id);
         let pages: Vec<_> = here
             .filter(|f| places.iter().any(|p| p.range.contains(f.addr.0)))
-            .filter_map(|f| PageRange::with_pages(f.addr.0 & !(PAGE_SIZE - 1), 1))
+            .filter_map(|f| PageRange::with_pages(f.addr.0, 1))
             .collect();
         drop(waiting);
         pages
